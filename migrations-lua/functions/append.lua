@@ -1,0 +1,196 @@
+-- es_append: add events to a stream whose version meets a condition, and their pointers to the partition's log.
+--
+-- KEYS     1 events:<stream>    2 log    3 ids:<stream>    4 stream:<stream>
+-- ARGV     1 condition: '' nothing, 'none' no events yet, 'exists' some event, or versions joined by ','
+--          2 index: '1' where the ids are to be kept in ids:<stream>, else ''
+--          3 again: '' at first; in a repeat after a broken connection the call's age in milliseconds
+--          4 stream id, for the log
+--          5.. five for each event: id, its form in the index (or ''), type, data, metadata
+-- RETURNS  version of the first event, version of the last, position of the last, 1 if they were there already, else 0
+-- ERRORS   WRONGVERSION <version>   the condition does not hold
+--          TOMBSTONED               the stream was deleted for ever
+--          IDREUSED <index>         the event's id stands in the stream with another type or other data
+--          DUPLICATEID <index>      the event is there already, others of the call are not, or not in this order
+--          UNSETTLED                a repeat that cannot tell whether the first call was carried out
+--          FOREIGN                  the stream or the log was not written by Streamkeep
+--          After each of them, nothing was written.
+
+local WIDTH = 5 -- arguments an event
+local FIRST = 5 -- index of the first event's first argument
+local LOOK_BACK_ENTRIES = 1000
+local LOOK_BACK_BYTES = 8 * 1024 * 1024
+
+local function holds(condition, version)
+  if condition == '' then
+    return true
+  elseif condition == 'none' then
+    return version == 0
+  elseif condition == 'exists' then
+    return version > 0
+  end
+  for expected in string.gmatch(condition, '%d+') do
+    if tonumber(expected) == version then
+      return true
+    end
+  end
+  return false
+end
+
+-- The number in the last id that the stream `key` ever gave (XINFO also where entries were removed); nil where the id
+-- is not of the form 0-<number>.
+local function last_number(key)
+  if redis.call('EXISTS', key) == 0 then
+    return 0
+  end
+  local last = field(redis.call('XINFO', 'STREAM', key), 'last-generated-id')
+  local number = string.match(last, '^0%-(%d+)$')
+  return number and tonumber(number)
+end
+
+local function stored_version(entry)
+  return tonumber(string.match(entry[1], '^0%-(%d+)$'))
+end
+
+-- The events are all in the index, at `versions`. Answers as the first call did, or says what differs.
+local function answer_again(keys, args, versions)
+  local position = 0
+  for i, version in ipairs(versions) do
+    if i > 1 and tonumber(version) <= tonumber(versions[i - 1]) then
+      return redis.error_reply('DUPLICATEID ' .. digits(i - 1))
+    end
+    local at = FIRST + (i - 1) * WIDTH
+    local id = '0-' .. version
+    local entry = redis.call('XRANGE', keys[1], id, id)[1]
+    if entry then
+      if field(entry[2], 'type') ~= args[at + 2] or field(entry[2], 'data') ~= args[at + 3] then
+        return redis.error_reply('IDREUSED ' .. digits(i - 1))
+      end
+      position = tonumber(field(entry[2], 'position'))
+    end
+  end
+  -- Nothing changes, but something is written: a WAIT behind this call must cover the first one.
+  redis.call('HSET', keys[3], args[FIRST + 1], versions[1])
+  return { tonumber(versions[1]), tonumber(versions[#versions]), position, 1 }
+end
+
+-- Looks the ids up: nil where none is known.
+local function check_index(keys, args, count)
+  local forms = {}
+  for i = 1, count do
+    forms[i] = args[FIRST + (i - 1) * WIDTH + 1]
+  end
+  local versions = redis.call('HMGET', keys[3], unpack(forms))
+  local known, first_known = 0, nil
+  for i = 1, count do
+    if versions[i] then
+      known = known + 1
+      first_known = first_known or i
+    end
+  end
+  if known == count then
+    return answer_again(keys, args, versions)
+  elseif known > 0 then
+    return redis.error_reply('DUPLICATEID ' .. digits(first_known - 1))
+  end
+end
+
+-- A repeat of a call whose ids are in no index: looks for its first id from the head, not before the call began. nil
+-- where it was surely not carried out.
+local function look_back(keys, args, count)
+  local oldest = clock() - tonumber(args[3])
+  local seen, bytes, upper = 0, 0, '+'
+  while seen < LOOK_BACK_ENTRIES and bytes < LOOK_BACK_BYTES do
+    local entries = redis.call('XREVRANGE', keys[1], upper, '-', 'COUNT', 10)
+    if #entries == 0 then
+      return nil
+    end
+    for _, entry in ipairs(entries) do
+      local fields = entry[2]
+      if field(fields, 'id') == args[FIRST] then
+        local version = stored_version(entry)
+        local last = version + count - 1
+        return { version, last, tonumber(field(fields, 'position')) + count - 1, 0 }
+      elseif tonumber(field(fields, 'timestamp')) < oldest then
+        return nil
+      end
+      seen = seen + 1
+      bytes = bytes + #field(fields, 'data') + #field(fields, 'metadata')
+    end
+    upper = '(' .. entries[#entries][1]
+  end
+  return redis.error_reply('UNSETTLED')
+end
+
+local function add_event(send, key, args, i, now, version, position)
+  local at = FIRST + (i - 1) * WIDTH
+  version = digits(version)
+  return send('XADD', key, '0-' .. version, 'id', args[at], 'type', args[at + 2], 'data', args[at + 3], 'metadata',
+    args[at + 4], 'timestamp', now, 'version', version, 'position', digits(position))
+end
+
+-- Adds the first event at the version after XLEN. Refused where the condition does not hold for that version, or Redis
+-- knows of a higher one (events were removed, or the stream is tombstoned): then decides again from the stored facts.
+local function add_first(keys, args, now, position)
+  local version = redis.call('XLEN', keys[1])
+  if holds(args[1], version) and not add_event(redis.pcall, keys[1], args, 1, now, version + 1, position).err then
+    return version + 1
+  end
+  if redis.call('HEXISTS', keys[4], 'tombstone') == 1 then
+    return nil, 'TOMBSTONED'
+  end
+  version = last_number(keys[1])
+  if not version then
+    return nil, 'FOREIGN'
+  elseif not holds(args[1], version) then
+    return nil, 'WRONGVERSION ' .. digits(version)
+  end
+  add_event(redis.call, keys[1], args, 1, now, version + 1, position)
+  return version + 1
+end
+
+-- Adds the pointer of one event. Where somebody trimmed the log by hand the position is taken; the next free one
+-- stands in for it.
+local function add_pointer(log, stream, version, kind, position)
+  local id = '0-' .. digits(position)
+  local added = redis.pcall('XADD', log, id, 's', stream, 'v', digits(version), 't', kind)
+  if added.err then
+    added = redis.call('XADD', log, '0-*', 's', stream, 'v', digits(version), 't', kind)
+    return tonumber(string.match(added, '%d+$'))
+  end
+  return position
+end
+
+local function append(keys, args)
+  local count = (#args - FIRST + 1) / WIDTH
+  local indexed = args[2] == '1'
+  local settled
+  if indexed then
+    settled = check_index(keys, args, count)
+  elseif args[3] ~= '' then
+    settled = look_back(keys, args, count)
+  end
+  if settled then
+    return settled
+  end
+
+  local now = digits(clock())
+  local position = redis.call('XLEN', keys[2])
+  local first, refusal = add_first(keys, args, now, position + 1)
+  if not first then
+    return redis.error_reply(refusal)
+  end
+  for i = 2, count do
+    add_event(redis.call, keys[1], args, i, now, first + i - 1, position + i)
+  end
+
+  for i = 1, count do
+    local at = FIRST + (i - 1) * WIDTH
+    position = add_pointer(keys[2], args[4], first + i - 1, args[at + 2], position + 1)
+    if indexed then
+      redis.call('HSET', keys[3], args[at + 1], digits(first + i - 1))
+    end
+  end
+  return { first, first + count - 1, position, 0 }
+end
+
+redis.register_function('es_append' .. suffix, append)

@@ -1,0 +1,24 @@
+-- library: what the functions share. Joined in front of them; registers nothing.
+--
+-- Files are joined as this one first, then the functions in order of their names. The engine line and `local suffix`
+-- (the first 8 hex digits of the SHA-256 of the joined text) are put before it by src/store/functions.rs.
+
+-- Writes a number as plain digits: `..` turns 1e14 into "1e+14".
+local function digits(number)
+  return string.format('%.0f', number)
+end
+
+-- Redis' clock in milliseconds since 1970.
+local function clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+
+-- The value of a field in a flat list of names and values.
+local function field(list, name)
+  for i = 1, #list, 2 do
+    if list[i] == name then
+      return list[i + 1]
+    end
+  end
+end

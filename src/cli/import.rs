@@ -1,0 +1,4 @@
+use super::Failure;
+pub async fn import(_: crate::config::Import) -> Result<(), Failure> {
+    Err("later".into())
+}

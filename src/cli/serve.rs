@@ -1,0 +1,103 @@
+//! `streamkeep serve` and `streamkeep migrate`
+
+use std::time::Duration;
+
+use redis::ConnectionInfo;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::Failure;
+use crate::{
+    config::{Migrate, Serve, Storage},
+    http::{self, App, AppState},
+    redis_server::RedisServer,
+    store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
+    telemetry,
+};
+
+/// Runs the service until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What stopped the start.
+pub async fn serve(settings: Serve) -> Result<(), Failure> {
+    telemetry::start(settings.log_format, &settings.log);
+    let shutdown = CancellationToken::new();
+    cancel_on_signal(shutdown.clone())?;
+    // Before Redis is started: an address that is taken is the commonest mistake.
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", settings.listen))?;
+    let (server, address) = redis(&settings.storage).await?;
+    let config = StoreConfig {
+        writers: settings.writers.into(),
+        queued_max: usize::try_from(settings.queued_max)?,
+        migrate: !settings.no_migrate,
+        ..settings.storage.store_config(address)
+    };
+    let store = Store::open(config).await?;
+    info!(listen = %listener.local_addr()?, durability = %store.durability(), partitions = store.partitions().count(), "ready");
+    let app = App::new(AppState {
+        store,
+        limits: settings.limits.limits(),
+        require_condition: settings.require_condition,
+        cache_max_age: Duration::from_secs(settings.cache_max_age_secs.into()),
+        shutdown,
+    });
+    http::serve(listener, app, settings.server_options()).await;
+    stop(server).await
+}
+
+/// Runs due migrations and loads the functions.
+///
+/// # Errors
+/// What stopped it.
+pub async fn migrate(settings: Migrate) -> Result<(), Failure> {
+    telemetry::start(telemetry::LogFormat::Text, "info");
+    let (server, address) = redis(&settings.storage).await?;
+    let StoreConfig { namespace, partitions, timeout, .. } = settings.storage.store_config(address.clone());
+    let connections = Connections::new(address, timeout)?;
+    let ran = Migrations::default().run(&connections, &Keys::new(&namespace, partitions), partitions).await?;
+    info!(?ran, "migrations are done");
+    let library = Library::default();
+    library.load(&mut connections.exclusive().await?).await?;
+    if settings.prune {
+        let removed = library.prune(&connections).await?;
+        info!(?removed, "libraries of other versions are removed");
+    }
+    drop(connections);
+    stop(server).await
+}
+
+/// The Redis to use: that of the settings, or one of our own.
+async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo), Failure> {
+    if let Some(address) = storage.address()? {
+        return Ok((None, address));
+    }
+    let config = storage.server_config();
+    let server = tokio::task::spawn_blocking(move || RedisServer::start(&config)).await??;
+    let address = server.address();
+    Ok((Some(server), address))
+}
+
+/// Ends our own Redis, which syncs its files first.
+async fn stop(server: Option<RedisServer>) -> Result<(), Failure> {
+    tokio::task::spawn_blocking(move || drop(server)).await?;
+    info!("stopped");
+    Ok(())
+}
+
+fn cancel_on_signal(shutdown: CancellationToken) -> Result<(), Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}

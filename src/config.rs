@@ -1,0 +1,306 @@
+//! Every command and every setting. The comments are `--help`, and the table in the README.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use redis::ConnectionInfo;
+
+use crate::{
+    http::{Limits, ServerOptions},
+    model::Partitions,
+    redis_server::{AppendFsync, RedisServerConfig},
+    store::{Library, StoreConfig},
+    telemetry::LogFormat,
+};
+
+/// An event store over plain HTTP on ordinary Redis Streams.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service; without --redis-url with a Redis of its own
+    Serve(Box<Serve>),
+    /// Run due migrations of stored data, and end
+    Migrate(Migrate),
+    /// Append events from a file of NDJSON to a running service
+    Import(Import),
+    /// Write the events of a running service as NDJSON
+    Export(Export),
+    /// Ask a running service whether it is ready; for container health checks
+    Health(Health),
+    /// Print the OpenAPI document
+    Openapi,
+}
+
+/// Settings of `serve`.
+#[derive(Args, Debug)]
+pub struct Serve {
+    /// Address to listen on
+    #[arg(long, env = "STREAMKEEP_LISTEN", default_value = "127.0.0.1:7070")]
+    pub listen: SocketAddr,
+
+    /// Where events are kept
+    #[command(flatten)]
+    pub storage: Storage,
+
+    /// Do not run due migrations, refuse to start instead
+    #[arg(long, env = "STREAMKEEP_NO_MIGRATE")]
+    pub no_migrate: bool,
+
+    /// Tasks that append, each with a connection to Redis of its own
+    #[arg(long, env = "STREAMKEEP_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub writers: u8,
+
+    /// Most appends that wait for a writer; further ones are answered 503
+    #[arg(long, env = "STREAMKEEP_QUEUED_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub queued_max: u32,
+
+    /// Refuse appends without If-Match or If-None-Match (428)
+    #[arg(long, env = "STREAMKEEP_REQUIRE_CONDITION")]
+    pub require_condition: bool,
+
+    /// Let shared caches keep full pages below the head, and events, for this many seconds; 0: not at all
+    #[arg(long, env = "STREAMKEEP_CACHE_MAX_AGE_SECS", default_value_t = 0)]
+    pub cache_max_age_secs: u32,
+
+    /// Limits of requests
+    #[command(flatten)]
+    pub limits: LimitArgs,
+
+    /// Most connections at once
+    #[arg(long, env = "STREAMKEEP_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections_max: u32,
+
+    /// How long the headers of a request may take, and a connection may stay idle, in seconds
+    #[arg(long, env = "STREAMKEEP_HEADER_TIMEOUT_SECS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub header_timeout_secs: u32,
+
+    /// How long requests under way may take to end after SIGTERM, in seconds
+    #[arg(long, env = "STREAMKEEP_DRAIN_TIMEOUT_SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub drain_timeout_secs: u32,
+
+    /// Form of log lines
+    #[arg(long, env = "STREAMKEEP_LOG_FORMAT", value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
+    /// What to log: error, warn, info, debug, trace, or by module as in streamkeep=debug
+    #[arg(long, env = "STREAMKEEP_LOG", default_value = "info")]
+    pub log: String,
+}
+
+/// Settings of `migrate`.
+#[derive(Args, Debug)]
+pub struct Migrate {
+    /// Where events are kept
+    #[command(flatten)]
+    pub storage: Storage,
+
+    /// Afterwards remove function libraries of other versions; only once no older instance runs
+    #[arg(long)]
+    pub prune: bool,
+}
+
+/// Where events are kept: in a Redis of one's own, or in one that is there.
+#[derive(Args, Debug)]
+pub struct Storage {
+    /// Redis or Valkey 7.0 or newer: redis://[user:password@]host:port[/db] or redis+unix:///path; without it the service
+    /// starts and supervises one itself
+    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
+    pub redis_url: Option<String>,
+
+    /// Data folder of the service's own Redis
+    #[arg(long, env = "STREAMKEEP_DATA", default_value = "./streamkeep-data")]
+    pub data: PathBuf,
+
+    /// Program of the service's own Redis; otherwise valkey-server or redis-server from PATH
+    #[arg(long, env = "STREAMKEEP_REDIS_SERVER")]
+    pub redis_server: Option<PathBuf>,
+
+    /// When the service's own Redis syncs to disk: always (nothing acknowledged is lost) or everysec (faster)
+    #[arg(long, env = "STREAMKEEP_APPENDFSYNC", value_enum, default_value_t)]
+    pub appendfsync: AppendFsync,
+
+    /// Bytes of a node of a stream in the service's own Redis; 512 saves memory where streams have one or two events
+    #[arg(long, env = "STREAMKEEP_STREAM_NODE_MAX_BYTES", default_value_t = 3072, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
+    pub stream_node_max_bytes: u32,
+
+    /// Partitions of the store, 1 to 128; fixed when it is created
+    #[arg(long, env = "STREAMKEEP_PARTITIONS", default_value = "1", value_parser = parse_partitions)]
+    pub partitions: Partitions,
+
+    /// Stands before every key, so that several stores may share one Redis
+    #[arg(long, env = "STREAMKEEP_NAMESPACE", default_value = "", value_parser = parse_namespace)]
+    pub namespace: String,
+
+    /// How long a call of Redis may take, waiting and reconnecting included, in milliseconds
+    #[arg(long, env = "STREAMKEEP_REDIS_TIMEOUT_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
+    pub redis_timeout_ms: u32,
+}
+
+/// Limits of requests.
+#[derive(Args, Debug)]
+pub struct LimitArgs {
+    /// Bytes of an event's data
+    #[arg(long, env = "STREAMKEEP_DATA_BYTES_MAX", default_value_t = 1_048_576, value_parser = clap::value_parser!(u32).range(1..=16_777_216))]
+    pub data_bytes_max: u32,
+
+    /// Bytes of an event's metadata
+    #[arg(long, env = "STREAMKEEP_METADATA_BYTES_MAX", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    pub metadata_bytes_max: u32,
+
+    /// Events of a request
+    #[arg(long, env = "STREAMKEEP_EVENTS_MAX", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub events_max: u32,
+
+    /// Bytes of a request's body, after decompression
+    #[arg(long, env = "STREAMKEEP_BODY_BYTES_MAX", default_value_t = 4_194_304, value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
+    pub body_bytes_max: u32,
+
+    /// Characters of an event's type
+    #[arg(long, env = "STREAMKEEP_TYPE_CHARS_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_024))]
+    pub type_chars_max: u32,
+
+    /// Events of a page
+    #[arg(long, env = "STREAMKEEP_PAGE_EVENTS_MAX", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub page_events_max: u32,
+
+    /// Levels of nesting of data and metadata
+    #[arg(long, env = "STREAMKEEP_JSON_DEPTH_MAX", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub json_depth_max: u32,
+
+    /// How long a body may take to arrive, in seconds
+    #[arg(long, env = "STREAMKEEP_BODY_TIMEOUT_SECS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub body_timeout_secs: u32,
+}
+
+/// Settings of `import`.
+#[derive(Args, Debug)]
+pub struct Import {
+    /// NDJSON, plain or gzip; - for standard input. One event a line: stream, type, data, and optional metadata and id
+    pub file: PathBuf,
+
+    /// Where the service is
+    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+
+    /// Streams that are appended to at the same time
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub concurrency: u16,
+
+    /// Names where the events come from. Lines without an id get one from this name, their number and their content, so
+    /// that another import of the same file adds nothing; give files their own names if equal lines in them mean
+    /// different events
+    #[arg(long, default_value = "")]
+    pub source: String,
+}
+
+/// Settings of `export`.
+#[derive(Args, Debug)]
+pub struct Export {
+    /// File to write; - for standard output
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+
+    /// Where the service is
+    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+
+    /// Only this stream
+    #[arg(long, conflicts_with = "category")]
+    pub stream: Option<String>,
+
+    /// Only streams in this category
+    #[arg(long)]
+    pub category: Option<String>,
+}
+
+/// Settings of `health`.
+#[derive(Args, Debug)]
+pub struct Health {
+    /// Where the service is
+    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+}
+
+impl Storage {
+    /// How the service's own Redis is run.
+    #[must_use]
+    pub fn server_config(&self) -> RedisServerConfig {
+        RedisServerConfig {
+            binary: self.redis_server.clone(),
+            append_fsync: self.appendfsync,
+            stream_node_max_bytes: self.stream_node_max_bytes,
+            ..RedisServerConfig::new(&self.data)
+        }
+    }
+
+    /// The address of `--redis-url`, if there is one.
+    ///
+    /// # Errors
+    /// Where it is no address.
+    pub fn address(&self) -> Result<Option<ConnectionInfo>, redis::RedisError> {
+        self.redis_url.as_deref().map(redis::IntoConnectionInfo::into_connection_info).transpose()
+    }
+
+    /// How the store at `address` is used.
+    #[must_use]
+    pub fn store_config(&self, address: ConnectionInfo) -> StoreConfig {
+        StoreConfig {
+            address,
+            namespace: self.namespace.clone(),
+            partitions: self.partitions,
+            writers: 2,
+            queued_max: 10_000,
+            timeout: Duration::from_millis(self.redis_timeout_ms.into()),
+            migrate: true,
+            library: Library::default(),
+        }
+    }
+}
+
+impl LimitArgs {
+    /// As the handlers use them.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
+        Limits {
+            data_bytes: size(self.data_bytes_max),
+            metadata_bytes: size(self.metadata_bytes_max),
+            events: size(self.events_max),
+            body_bytes: size(self.body_bytes_max),
+            type_chars: size(self.type_chars_max),
+            page_events: size(self.page_events_max),
+            json_depth: size(self.json_depth_max),
+            body_timeout: Duration::from_secs(self.body_timeout_secs.into()),
+        }
+    }
+}
+
+impl Serve {
+    /// How connections are treated.
+    #[must_use]
+    pub fn server_options(&self) -> ServerOptions {
+        ServerOptions {
+            connections_max: usize::try_from(self.connections_max).unwrap_or(usize::MAX),
+            header_timeout: Duration::from_secs(self.header_timeout_secs.into()),
+            drain_timeout: Duration::from_secs(self.drain_timeout_secs.into()),
+        }
+    }
+}
+
+fn parse_partitions(text: &str) -> Result<Partitions, String> {
+    text.parse().ok().and_then(Partitions::new).ok_or_else(|| format!("a number from 1 to {}", Partitions::MAX))
+}
+
+/// What may stand in a key without moving it to another slot or hiding its parts.
+fn parse_namespace(text: &str) -> Result<String, String> {
+    let good = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+    if good { Ok(text.to_owned()) } else { Err("at most 64 characters of A-Z a-z 0-9 . _ -".to_owned()) }
+}

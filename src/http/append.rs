@@ -1,0 +1,342 @@
+//! `POST /streams/{id}/events`
+
+use std::{borrow::Cow, collections::HashSet};
+
+use axum::{
+    Json,
+    body::Body,
+    extract::{RawQuery, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+use utoipa::ToSchema;
+
+use super::{
+    App, Limits, etag,
+    extract::{Query, StreamPath, accepts_json, condition, idempotency_key, json_body},
+    problem::{Code, Problem},
+    streams::write_events,
+};
+use crate::{
+    model::{
+        Condition, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
+        check_opaque_json, check_type,
+    },
+    store::{Appended, Direction, PageRequest},
+};
+
+/// `Streamkeep-Durability`, on every 2xx append.
+const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
+/// Most events that a conflict carries with `?include=events`.
+const MISSED_MAX: usize = 100;
+
+/// Events to be appended, all or none.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = AppendRequest)]
+pub struct AppendRequest<'a> {
+    /// 1 to 1,000 events.
+    #[serde(borrow)]
+    #[schema(min_items = 1, max_items = 1000)]
+    events: Vec<EventRequest<'a>>,
+}
+
+/// An event to be appended.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewEvent)]
+pub struct EventRequest<'a> {
+    /// Unique in its stream for ever; a repeated request with the same ids adds nothing. Made by the service if absent.
+    #[serde(borrow, default, deserialize_with = "present")]
+    #[schema(min_length = 1, max_length = 128, pattern = "^[ -~]+$", value_type = String, required = false,
+        example = "01890a5d-ac96-774b-bcce-b302099a8057")]
+    id: Option<Cow<'a, str>>,
+    /// What happened.
+    #[serde(rename = "type", borrow)]
+    #[schema(min_length = 1, max_length = 256, example = "order-placed")]
+    kind: Cow<'a, str>,
+    /// Any JSON up to 1 MiB; comes back byte for byte.
+    #[serde(borrow)]
+    #[schema(value_type = Value, example = json!({"total": 42}))]
+    data: &'a RawValue,
+    /// A JSON object up to 64 KiB; comes back byte for byte, `{}` if absent.
+    #[serde(borrow, default, deserialize_with = "present")]
+    #[schema(value_type = Object, required = false, example = json!({"user": "ada"}))]
+    metadata: Option<&'a RawValue>,
+}
+
+/// An optional member may be absent, but is not `null`.
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
+}
+
+/// Where the appended events are.
+#[derive(Serialize, ToSchema)]
+pub struct AppendResult {
+    /// The stream's id.
+    #[schema(value_type = String, example = "order-12345")]
+    stream: StreamId,
+    /// Version of the first event.
+    #[schema(value_type = i64, minimum = 1, example = 8)]
+    first_version: Version,
+    /// Version of the last event.
+    #[schema(value_type = i64, minimum = 1, example = 8)]
+    version: Version,
+    /// The stream's partition.
+    #[schema(value_type = i32, minimum = 0, example = 0)]
+    partition: Partition,
+    /// Position of the last event in the partition's log.
+    #[schema(value_type = i64, minimum = 1, example = 73)]
+    position: Position,
+    /// How many events.
+    #[schema(value_type = i32, minimum = 1, example = 1)]
+    count: usize,
+    /// Whether they were there already, from an earlier request with the same ids or key.
+    duplicate: bool,
+}
+
+/// Append events to a stream
+///
+/// All or none, in order. `If-Match: "7"` demands that the stream is at version 7 (several versions, with commas:
+/// one of them; `"0"`: no events yet; `*`: some event), `If-None-Match: *` that it has no events yet; without a
+/// condition the events are appended whatever is there. A condition that does not hold answers 409 and writes nothing.
+///
+/// Repeating is safe for ever where the events carry ids, or the request an `Idempotency-Key`: the repeat answers 200
+/// with the first result. After 504 or a broken connection the outcome is unknown; repeat the request as it was.
+///
+/// Bodies may be compressed (`Content-Encoding: gzip` or `zstd`).
+#[utoipa::path(
+    post, path = "/streams/{id}/events", operation_id = "appendEvents", tag = "streams",
+    params(
+        ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
+        ("include" = inline(Option<super::Include>), Query, description = "`events`: a version conflict carries the events that the caller has missed, 100 at most"),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
+        ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet", example = "*"),
+        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257),
+    ),
+    request_body(content = AppendRequest, description = "The events"),
+    responses(
+        (status = 201, description = "Appended", body = AppendResult, headers(
+            ("ETag" = String, description = "The stream's version, quoted"), ("Location" = String, description = "The first event, relative"),
+            ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
+        (status = 200, description = "They were there already", body = AppendResult, headers(
+            ("ETag" = String, description = "Version of the last of them, quoted"), ("Location" = String, description = "The first event, relative"),
+            ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
+        (status = 409, response = super::openapi::Conflict),
+        (status = 400, response = super::openapi::BadRequest), (status = 406, response = super::openapi::NotAcceptable),
+        (status = 408, response = super::openapi::RequestTimeout), (status = 410, response = super::openapi::Gone),
+        (status = 413, response = super::openapi::TooLarge), (status = 415, response = super::openapi::UnsupportedMediaType),
+        (status = 422, response = super::openapi::Unprocessable), (status = 428, response = super::openapi::PreconditionRequired),
+        (status = 503, response = super::openapi::Unavailable), (status = 504, response = super::openapi::OutcomeUnknown),
+        (status = 507, response = super::openapi::StorageFull),
+    )
+)]
+pub async fn append_events(
+    State(app): State<App>,
+    StreamPath(stream): StreamPath,
+    query: RawQuery,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let include = Query::parse(&query, &["include"])?
+        .parsed("include", "events, or absent", |text| (text == "events").then_some(()))?
+        .is_some();
+    accepts_json(&headers)?;
+    let condition = demanded(condition(&headers)?, &app)?;
+    let key = idempotency_key(&headers)?;
+    let body = json_body(&headers, body, app.limits.body_bytes, app.limits.body_timeout).await?;
+    let request = parse(&body)?;
+    let (events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
+    let partition = app.store.partition(&stream);
+    match app.store.append(partition, &stream, &condition, retry, &events).await {
+        Ok(appended) => Ok(answer(&app, stream, partition, events.len(), appended)),
+        Err(Error::WrongVersion { current }) => {
+            Err(conflict(&app, partition, &stream, &condition, current, include).await)
+        }
+        Err(Error::EventIdReused { index }) if key.is_some() => Err(key_reused(index)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn demanded(condition: Option<Condition>, app: &App) -> Result<Condition, Problem> {
+    match condition {
+        Some(condition) => Ok(condition),
+        None if app.require_condition => {
+            let detail = "Say what you expect of the stream: If-Match with its version, or If-None-Match: *.";
+            Err(Problem::new(Code::PreconditionRequired, detail))
+        }
+        None => Ok(Condition::Any),
+    }
+}
+
+/// Parses the body without copying data or metadata.
+fn parse(body: &[u8]) -> Result<AppendRequest<'_>, Problem> {
+    let invalid = |detail: String| Problem::new(Code::InvalidJson, detail);
+    // One check of the whole spares one for each string.
+    let text = std::str::from_utf8(body).map_err(|_| invalid("The body is no UTF-8.".to_owned()))?;
+    serde_json::from_str(text).map_err(|error| {
+        if !error.is_data() {
+            return invalid(format!("The body is no JSON: {error}."));
+        }
+        // Again, and slower, to say where.
+        let reader = &mut serde_json::Deserializer::from_str(text);
+        let place = serde_path_to_error::deserialize::<_, AppendRequest<'_>>(reader);
+        let pointer = place.err().map(|error| pointer(error.path())).unwrap_or_default();
+        invalid("The body is {\"events\":[{\"id\"?,\"type\",\"data\",\"metadata\"?}]}.".to_owned())
+            .at(pointer, what(&error))
+    })
+}
+
+/// A JSON pointer as a fragment (RFC 6901 §6).
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter().fold("#".to_owned(), |pointer, segment| match segment {
+        Segment::Seq { index } => format!("{pointer}/{index}"),
+        Segment::Map { key } if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+            format!("{pointer}/{key}")
+        }
+        _ => pointer,
+    })
+}
+
+/// What serde says is wrong, without the client's own text in it.
+fn what(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    if text.starts_with("unknown field") {
+        let expected = text.split_once("expected").map_or("", |(_, expected)| expected);
+        let expected = expected.split(" at line").next().unwrap_or_default().trim();
+        return format!("there is a member that is not known here; known: {expected}");
+    }
+    match text.split_once(", expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None => text,
+    }
+}
+
+/// Checks the events and gives each its id.
+fn new_events<'a>(
+    stream: &StreamId,
+    request: AppendRequest<'a>,
+    key: Option<&str>,
+    limits: &Limits,
+) -> Result<(Vec<NewEvent<'a>>, Retry), Problem> {
+    let AppendRequest { events } = request;
+    if events.is_empty() {
+        return Err(Problem::new(Code::InvalidEvent, "A request has at least one event.").at("#/events", "is empty"));
+    }
+    if events.len() > limits.events {
+        let detail = format!("A request has at most {} events.", limits.events);
+        return Err(Problem::new(Code::PayloadTooLarge, detail));
+    }
+    let repeatable = key.is_some() || events.iter().any(|event| event.id.is_some());
+    let mut seen = HashSet::new();
+    let mut checked = Vec::with_capacity(events.len());
+    for (index, event) in events.into_iter().enumerate() {
+        let event = new_event(stream, index, event, key, limits)?;
+        if repeatable && !seen.insert(event.id.clone()) {
+            let problem = Problem::new(Code::InvalidEvent, "An id stands twice in the request.");
+            return Err(problem.at(format!("#/events/{index}/id"), "is that of an earlier event of the request"));
+        }
+        checked.push(event);
+    }
+    Ok((checked, if repeatable { Retry::ById } else { Retry::ByService }))
+}
+
+fn new_event<'a>(
+    stream: &StreamId,
+    index: usize,
+    event: EventRequest<'a>,
+    key: Option<&str>,
+    limits: &Limits,
+) -> Result<NewEvent<'a>, Problem> {
+    let EventRequest { id, kind, data, metadata } = event;
+    let refuse = |code, member: &str, detail: String| {
+        Err(Problem::new(code, format!("Event {index}: {detail}.")).at(format!("#/events/{index}/{member}"), detail))
+    };
+    if let Err(detail) = check_type(&kind, limits.type_chars) {
+        return refuse(Code::InvalidEvent, "type", detail);
+    }
+    let metadata_text = metadata.map_or("{}", RawValue::get);
+    if !metadata_text.starts_with('{') {
+        return refuse(Code::InvalidJson, "metadata", "metadata is a JSON object".to_owned());
+    }
+    for (member, json, max) in
+        [("data", data.get(), limits.data_bytes), ("metadata", metadata_text, limits.metadata_bytes)]
+    {
+        if json.len() > max {
+            return refuse(Code::PayloadTooLarge, member, format!("{member} has at most {max} bytes"));
+        }
+        match check_opaque_json(json, limits.json_depth) {
+            Ok(()) => {}
+            Err(JsonFault::TooDeep) => {
+                return refuse(Code::TooDeep, member, format!("{member} is nested at most {} deep", limits.json_depth));
+            }
+            Err(JsonFault::LoneSurrogate) => {
+                return refuse(Code::InvalidJson, member, format!("{member} has half of a surrogate pair"));
+            }
+        }
+    }
+    let id = match (id, key) {
+        (Some(id), _) => match EventId::parse(&id) {
+            Some(id) => id,
+            None => {
+                return refuse(Code::InvalidEvent, "id", "an id has 1 to 128 printable ASCII characters".to_owned());
+            }
+        },
+        (None, Some(key)) => EventId::from_key(stream, key, index),
+        (None, None) => EventId::new_v7(),
+    };
+    Ok(NewEvent { id, kind, data, metadata })
+}
+
+fn answer(app: &App, stream: StreamId, partition: Partition, count: usize, appended: Appended) -> Response {
+    let Appended { first_version, version, position, duplicate } = appended;
+    let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
+    // Relative to the address of the request (RFC 9110 §10.2.2), so that it is right behind any prefix.
+    let location = HeaderValue::from_str(&format!("events/{first_version}")).expect("digits are ASCII");
+    let durability = HeaderValue::from_static(app.store.durability().as_str());
+    let headers = [(header::ETAG, etag(version)), (header::LOCATION, location), (DURABILITY, durability)];
+    let result = AppendResult { stream, first_version, version, partition, position, count, duplicate };
+    (status, headers, Json(result)).into_response()
+}
+
+/// The conflict, and on demand what the caller has missed, so that deciding again needs no further request.
+async fn conflict(
+    app: &App,
+    partition: Partition,
+    stream: &StreamId,
+    condition: &Condition,
+    current: Version,
+    include: bool,
+) -> Problem {
+    let expected = condition.expected();
+    let mut problem = Problem::from(Error::WrongVersion { current })
+        .header(header::ETAG, etag(current))
+        .with("stream", json(stream))
+        .with("expected_version", json(&expected))
+        .with("current_version", json(&current));
+    if include && current > Version::ZERO {
+        let known = expected.and_then(|versions| versions.into_iter().max()).unwrap_or_default();
+        let page =
+            PageRequest { from: Some(known.plus(1)), to: None, limit: MISSED_MAX, direction: Direction::Forward };
+        if let Ok(page) = app.store.read(partition, stream, page).await {
+            let mut events = Vec::new();
+            write_events(&mut events, &page.events);
+            problem = problem.with("events", String::from_utf8(events).unwrap_or_default());
+        }
+    }
+    problem
+}
+
+fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("plain values are JSON")
+}
+
+fn key_reused(index: usize) -> Problem {
+    let detail = format!(
+        "Event {index} was sent with this key before, with another type or other data. Give a new request a new key."
+    );
+    Problem::new(Code::IdempotencyKeyReused, detail)
+}

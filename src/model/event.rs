@@ -1,0 +1,167 @@
+//! Events: those that are to be appended, and those that are stored.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
+use uuid::Uuid;
+
+use super::{Position, StreamId, Version};
+
+/// The id of an event: 1 to 128 printable ASCII characters, unique in its stream for ever.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct EventId(String);
+
+impl EventId {
+    /// The id, or `None` where `text` is empty, too long, or has a character that is not printable ASCII.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let good = (1..=128).contains(&text.len()) && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+        good.then(|| Self(text.to_owned()))
+    }
+
+    /// A new id in order of time: UUIDv7 (RFC 9562 §5.7).
+    #[must_use]
+    pub fn new_v7() -> Self {
+        Self(Uuid::now_v7().to_string())
+    }
+
+    /// The id that an idempotency key gives the event at `index` of a request: UUIDv5 (RFC 9562 §5.5) of stream, key
+    /// and index, so the same request has the same ids for ever.
+    #[must_use]
+    pub fn from_key(stream: &StreamId, key: &str, index: usize) -> Self {
+        const SPACE: Uuid = uuid::uuid!("6f1de1c6-3f0a-5d52-9d2e-6a1f0a1c7b11");
+        Self(Uuid::new_v5(&SPACE, format!("{stream}\n{index}\n{key}").as_bytes()).to_string())
+    }
+
+    /// The id as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The id as it stands in a stream's index: a UUID in its usual writing as 16 bytes, which halves the index;
+    /// anything else as it is. No two ids have the same form: of UUIDs only those are packed whose ninth byte is no
+    /// ASCII (all of RFC 9562's own variant).
+    #[must_use]
+    pub fn index_key(&self) -> Vec<u8> {
+        match Uuid::try_parse(&self.0) {
+            Ok(uuid) if !uuid.as_bytes()[8].is_ascii() && uuid.to_string() == self.0 => uuid.as_bytes().to_vec(),
+            _ => self.0.as_bytes().to_vec(),
+        }
+    }
+}
+
+/// Checks an event type: 1 to `max` characters, none of them a control character.
+///
+/// # Errors
+/// What is wrong, in words for the client.
+pub fn check_type(text: &str, max: usize) -> Result<(), String> {
+    if text.is_empty() || text.chars().count() > max {
+        return Err(format!("a type has 1 to {max} characters"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err("a type has no control characters".to_owned());
+    }
+    Ok(())
+}
+
+/// An event to be appended. Borrows from the request, so that data and metadata are copied once, into the call.
+#[derive(Debug)]
+pub struct NewEvent<'a> {
+    /// Its id: the client's, or one that the service made before the call.
+    pub id: EventId,
+    /// What happened.
+    pub kind: Cow<'a, str>,
+    /// Any JSON, byte for byte.
+    pub data: &'a RawValue,
+    /// A JSON object, byte for byte; `None` is stored as `{}`.
+    pub metadata: Option<&'a RawValue>,
+}
+
+/// What makes a repeated append harmless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// The ids come from the client (given, or derived from its key) and are kept in the stream's index.
+    ById,
+    /// The service made the ids: only its own repeat within the same request can know them.
+    ByService,
+}
+
+/// A stored event. Never changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The stream that it belongs to.
+    pub stream: StreamId,
+    /// Its number in the stream.
+    pub version: Version,
+    /// Its number in the log of the stream's partition.
+    pub position: Position,
+    /// Unique in the stream.
+    pub id: String,
+    /// What happened.
+    pub kind: String,
+    /// When it was stored, by Redis' clock: milliseconds since 1970, UTC.
+    pub timestamp_ms: u64,
+    /// JSON as it was sent.
+    pub data: String,
+    /// JSON object as it was sent.
+    pub metadata: String,
+}
+
+impl Event {
+    /// Writes the event as one line of JSON. Data and metadata go out as the bytes that came in: they were checked
+    /// when they were appended, so they are neither parsed nor written anew.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let mut number = itoa::Buffer::new();
+        out.extend_from_slice(b"{\"stream\":\"");
+        out.extend_from_slice(self.stream.as_str().as_bytes());
+        out.extend_from_slice(b"\",\"version\":");
+        out.extend_from_slice(number.format(self.version.get()).as_bytes());
+        out.extend_from_slice(b",\"position\":");
+        out.extend_from_slice(number.format(self.position.get()).as_bytes());
+        out.extend_from_slice(b",\"id\":");
+        write_string(out, &self.id);
+        out.extend_from_slice(b",\"type\":");
+        write_string(out, &self.kind);
+        out.extend_from_slice(b",\"time\":\"");
+        out.extend_from_slice(rfc3339(self.timestamp_ms).as_bytes());
+        out.extend_from_slice(b"\",\"data\":");
+        out.extend_from_slice(self.data.as_bytes());
+        out.extend_from_slice(b",\"metadata\":");
+        out.extend_from_slice(self.metadata.as_bytes());
+        out.push(b'}');
+    }
+}
+
+fn write_string(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).expect("writing text to memory cannot fail");
+}
+
+/// RFC 3339 in UTC with milliseconds.
+fn rfc3339(timestamp_ms: u64) -> String {
+    const FORM: &[BorrowedFormatItem<'_>] =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp_ms) * 1_000_000);
+    time.ok().and_then(|time| time.format(FORM).ok()).unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn index_keys_are_short_and_never_collide() {
+        let key = |text: &str| EventId::parse(text).expect("a good id").index_key();
+        assert_eq!(key("01890a5d-ac96-774b-bcce-b302099a8057").len(), 16);
+        assert_eq!(key("01890A5D-AC96-774B-BCCE-B302099A8057").len(), 36, "another writing is another id");
+        assert_eq!(key("61616161-6161-6161-6161-616161616161").len(), 36, "16 ASCII bytes could be another id");
+        assert_eq!(key("aaaaaaaaaaaaaaaa"), b"aaaaaaaaaaaaaaaa");
+    }
+
+    #[test]
+    fn times_are_rfc3339_in_utc() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+    }
+}

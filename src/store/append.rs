@@ -1,0 +1,146 @@
+//! Appending events.
+
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Value};
+use tracing::warn;
+
+use crate::{
+    model::{Condition, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
+    store::{Store, errors, writers::NoReply},
+};
+
+/// How much older than the call an event may seem, by Redis' clock, and still be that of the call.
+const CLOCK_SLACK: Duration = Duration::from_mins(1);
+/// Pause before a call that Redis did not take is repeated.
+const REPEAT_PAUSE: Duration = Duration::from_millis(20);
+
+/// Where the events of a request are in their stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Version of the first.
+    pub first_version: Version,
+    /// Version of the last.
+    pub version: Version,
+    /// Position of the last in the log of its partition.
+    pub position: Position,
+    /// They were there already, from an earlier request with the same ids.
+    pub duplicate: bool,
+}
+
+struct Append<'a> {
+    partition: Partition,
+    stream: &'a StreamId,
+    condition: String,
+    retry: Retry,
+    events: &'a [NewEvent<'a>],
+}
+
+impl Store {
+    /// Appends events, all or none, if the condition holds.
+    ///
+    /// The call is sent once. Where its reply was lost, it is repeated as a question that cannot add anything twice:
+    /// by the ids in the index, or, where the service made them, by looking back for the first.
+    ///
+    /// # Errors
+    /// After [`Error::OutcomeUnknown`] the events are there, whole, or not at all; after any other, not.
+    pub async fn append(
+        &self,
+        partition: Partition,
+        stream: &StreamId,
+        condition: &Condition,
+        retry: Retry,
+        events: &[NewEvent<'_>],
+    ) -> Result<Appended, Error> {
+        let append = Append { partition, stream, condition: condition_text(condition), retry, events };
+        let bytes = events.iter().map(|event| event.data.get().len() + 256).sum();
+        let began = Instant::now();
+        let deadline = began + self.0.timeout;
+        let mut lost = false;
+        loop {
+            let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
+            match self.0.writers.call(self.append_command(&append, again), bytes, deadline).await {
+                Ok(Value::ServerError(reply)) if errors::is_function_missing(&reply) => self.reload().await?,
+                Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
+                    // Nothing was written by this call; what became of the lost one is still open.
+                    Error::Unavailable(_) if Instant::now() + REPEAT_PAUSE < deadline => {
+                        tokio::time::sleep(REPEAT_PAUSE).await;
+                    }
+                    error if lost && !is_verdict(&error) => return Err(Error::OutcomeUnknown),
+                    error => return Err(error),
+                },
+                Ok(value) => return appended(value),
+                Err(NoReply::Lost) if Instant::now() < deadline => lost = true,
+                Err(NoReply::Lost) => return Err(Error::OutcomeUnknown),
+                Err(NoReply::NotSent | NoReply::QueueFull) if lost => return Err(Error::OutcomeUnknown),
+                Err(NoReply::NotSent) => return Err(Error::Unavailable("cannot be reached".to_owned())),
+                Err(NoReply::QueueFull) => return Err(Error::Overloaded),
+            }
+        }
+    }
+
+    fn append_command(&self, append: &Append<'_>, again: Option<Duration>) -> Cmd {
+        let Append { partition, stream, condition, retry, events } = append;
+        let mut call = redis::cmd("FCALL");
+        call.arg(&self.0.append_function)
+            .arg(4)
+            .arg(self.0.keys.events(*partition, stream))
+            .arg(self.0.keys.log(*partition))
+            .arg(self.0.keys.ids(*partition, stream))
+            .arg(self.0.keys.stream(*partition, stream))
+            .arg(condition)
+            .arg(if *retry == Retry::ById { "1" } else { "" })
+            .arg(again.map(|age| age.as_millis().to_string()).unwrap_or_default())
+            .arg(stream.as_str());
+        for event in *events {
+            let index_key = if *retry == Retry::ById { event.id.index_key() } else { Vec::new() };
+            call.arg(event.id.as_str())
+                .arg(index_key)
+                .arg(event.kind.as_bytes())
+                .arg(event.data.get())
+                .arg(event.metadata.map_or("{}", |metadata| metadata.get()));
+        }
+        call
+    }
+
+    /// Loads the functions again: Redis came back empty, or somebody flushed them.
+    async fn reload(&self) -> Result<(), Error> {
+        warn!("the functions are not loaded; loading them again");
+        let unavailable = |error: String| Error::Unavailable(error);
+        let mut redis = self.0.connections.exclusive().await.map_err(|error| unavailable(error.to_string()))?;
+        self.0.library.load(&mut redis).await.map_err(|error| unavailable(error.to_string()))
+    }
+}
+
+/// Whether an error of the repeat also says what became of the first call: the function looked for its events before
+/// it judged the condition.
+fn is_verdict(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::WrongVersion { .. }
+            | Error::StreamDeleted
+            | Error::EventIdReused { .. }
+            | Error::DuplicateEventId { .. }
+            | Error::OutcomeUnknown
+    )
+}
+
+fn condition_text(condition: &Condition) -> String {
+    match condition {
+        Condition::Any => String::new(),
+        Condition::NoStream => "none".to_owned(),
+        Condition::Exists => "exists".to_owned(),
+        Condition::OneOf(versions) => versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    }
+}
+
+fn appended(value: Value) -> Result<Appended, Error> {
+    let numbers: Result<(u64, u64, u64, u8), _> = redis::from_redis_value(value);
+    let (first, last, position, duplicate) = numbers.map_err(|error| Error::Corrupt(error.to_string()))?;
+    Ok(Appended {
+        first_version: Version::new(first).unwrap_or_default(),
+        version: Version::new(last).unwrap_or_default(),
+        position: Position::new(position).unwrap_or_default(),
+        duplicate: duplicate == 1,
+    })
+}

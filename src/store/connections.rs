@@ -1,0 +1,109 @@
+//! The connections to Redis: shared ones for reads, exclusive ones from a pool, and new ones for the writers.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use deadpool_redis::{Manager, Pool, Runtime};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, Pipeline, Value,
+    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+};
+
+use crate::{
+    model::Error,
+    store::errors::{self, StartError},
+};
+
+/// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
+const SHARED: usize = 2;
+/// Exclusive connections: migrations, loading and checks, none of them on the way of a request.
+const EXCLUSIVE: usize = 4;
+
+/// Opens and keeps the connections to one Redis. Cheap to clone.
+#[derive(Clone)]
+pub struct Connections(Arc<Inner>);
+
+struct Inner {
+    client: Client,
+    shared: Vec<ConnectionManager>,
+    next: AtomicUsize,
+    pool: Pool,
+    timeout: Duration,
+}
+
+impl Connections {
+    /// Connections that give up on connecting and on a reply after `timeout`. Connects when first used.
+    ///
+    /// # Errors
+    /// Where the address does not make sense.
+    pub fn new(address: ConnectionInfo, timeout: Duration) -> Result<Self, StartError> {
+        let client = Client::open(address.clone())?;
+        let manager = Manager::new_with_config(address, connection_config(timeout))?;
+        let pool = Pool::builder(manager)
+            .max_size(EXCLUSIVE)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(timeout))
+            .create_timeout(Some(timeout))
+            .recycle_timeout(Some(timeout))
+            .build()
+            .map_err(|error| redis::RedisError::from((redis::ErrorKind::Client, "pool", error.to_string())))?;
+        let manager_config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(timeout))
+            .set_response_timeout(Some(timeout))
+            .set_number_of_retries(2)
+            .set_min_delay(Duration::from_millis(20))
+            .set_max_delay(Duration::from_millis(500));
+        let shared = (0..SHARED)
+            .map(|_| ConnectionManager::new_lazy_with_config(client.clone(), manager_config.clone()))
+            .collect::<redis::RedisResult<_>>()?;
+        Ok(Self(Arc::new(Inner { client, shared, next: AtomicUsize::new(0), pool, timeout })))
+    }
+
+    /// A connection of one's own, given back when dropped. Costs a round trip (deadpool asks whether it still lives).
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or all are in use for longer than the timeout.
+    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, deadpool_redis::PoolError> {
+        self.0.pool.get().await
+    }
+
+    /// A new connection for a task that keeps it.
+    pub(super) async fn open(&self) -> redis::RedisResult<MultiplexedConnection> {
+        self.0.client.get_multiplexed_async_connection_with_config(&connection_config(self.0.timeout)).await
+    }
+
+    /// Sends commands that only read over a shared connection, in one round trip, and gives one reply for each. A
+    /// broken connection costs one repeat, which is harmless for reads.
+    ///
+    /// # Errors
+    /// The first error reply, or that Redis does not answer within the timeout.
+    pub(super) async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        let Inner { shared, next, timeout, .. } = &*self.0;
+        let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
+        let count = commands.len();
+        let calls = async {
+            match connection.req_packed_commands(commands, 0, count).await {
+                Err(error) if error.code().is_none() => connection.req_packed_commands(commands, 0, count).await,
+                answered => answered,
+            }
+        };
+        let replies = match tokio::time::timeout(*timeout, calls).await {
+            Ok(replies) => replies.map_err(|error| errors::from_call(&error))?,
+            Err(_) => return Err(Error::Unavailable("no answer in time".to_owned())),
+        };
+        match replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None }) {
+            Some(error) => Err(errors::from_reply(error)),
+            None => Ok(replies),
+        }
+    }
+}
+
+/// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.
+fn connection_config(timeout: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout))
+}

@@ -1,0 +1,92 @@
+//! What the Redis underneath is, and what it promises.
+
+use std::fmt;
+
+use redis::{InfoDict, aio::ConnectionLike};
+use serde::Serialize;
+
+use crate::store::{Connections, Library, StartError};
+
+/// What an acknowledged append survives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Durability {
+    /// Redis has it in memory; with `appendfsync everysec` about the last two seconds may be lost.
+    Memory,
+    /// It is on the primary's disk (`appendfsync always`).
+    Fsync,
+}
+
+impl Durability {
+    /// The level's name, as in the `Streamkeep-Durability` header.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Fsync => "fsync",
+        }
+    }
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.as_str())
+    }
+}
+
+/// What a look at Redis showed.
+#[derive(Clone, Debug)]
+pub struct Health {
+    /// Version of Redis, or of the Redis that Valkey is compatible with.
+    pub server_version: String,
+    /// `master` or `slave`, in Redis' words.
+    pub role: String,
+    /// Whether the functions are loaded.
+    pub functions_loaded: bool,
+    /// Name of the functions library.
+    pub library: String,
+    /// `appendonly`; `None` where CONFIG is closed.
+    pub append_only: Option<bool>,
+    /// `appendfsync`; `None` where CONFIG is closed.
+    pub append_fsync: Option<String>,
+    /// `maxmemory-policy`; anything but `noeviction` lets Redis drop events.
+    pub eviction_policy: String,
+    /// Follows from these.
+    pub durability: Durability,
+}
+
+impl Health {
+    pub(super) async fn look(connections: &Connections, library: &Library) -> Result<Self, StartError> {
+        let mut redis = connections.exclusive().await?;
+        let info: InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
+        let text = |name: &str| info.get::<String>(name).unwrap_or_default();
+        let append_only = config(&mut redis, "appendonly").await.map(|value| value == "yes");
+        let append_fsync = config(&mut redis, "appendfsync").await;
+        let always = append_only == Some(true) && append_fsync.as_deref() == Some("always");
+        Ok(Self {
+            server_version: text("redis_version"),
+            role: text("role"),
+            functions_loaded: library.is_loaded(&mut redis).await?,
+            library: library.name(),
+            append_only,
+            append_fsync,
+            eviction_policy: text("maxmemory_policy"),
+            durability: if always { Durability::Fsync } else { Durability::Memory },
+        })
+    }
+}
+
+/// A setting of Redis; `None` where CONFIG is closed, as managed services do.
+async fn config(redis: &mut impl ConnectionLike, name: &str) -> Option<String> {
+    let pair: redis::RedisResult<Vec<String>> = redis::cmd("CONFIG").arg("GET").arg(name).query_async(redis).await;
+    pair.ok()?.into_iter().nth(1)
+}
+
+/// That the server knows Redis Functions.
+pub(super) async fn check_version(connections: &Connections) -> Result<(), StartError> {
+    let mut redis = connections.exclusive().await?;
+    let info: InfoDict = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
+    let version: String = info.get("redis_version").unwrap_or_default();
+    let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    if major >= 7 { Ok(()) } else { Err(StartError::TooOld(version)) }
+}

@@ -1,0 +1,77 @@
+//! Every key name. Nothing else in the crate, and nothing in Lua, makes one up.
+
+use crate::model::{Partition, Partitions, StreamId};
+
+/// Makes the key names of one store.
+///
+/// A name is `<namespace:>{partition}:<what>`; with one partition the braces are left out, so that
+/// `XRANGE events:order-12345 - +` shows what people lay out by hand today. The braces are a hash tag: all keys of a
+/// partition share a slot, so that one function call may touch them all.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    namespace: String,
+    partitions: Partitions,
+}
+
+impl Keys {
+    /// Names for a store with that many partitions; `namespace` may be empty.
+    #[must_use]
+    pub fn new(namespace: &str, partitions: Partitions) -> Self {
+        let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
+        Self { namespace, partitions }
+    }
+
+    fn name(&self, partition: Partition, what: &str, of: &str) -> String {
+        let Self { namespace, partitions } = self;
+        if partitions.count() == 1 {
+            format!("{namespace}{what}{of}")
+        } else {
+            format!("{namespace}{{{}}}:{what}{of}", partition.get())
+        }
+    }
+
+    /// Stream: the events of `stream`, entry id `0-<version>`, fields `id type data metadata timestamp version
+    /// position`. Lives until the events are removed.
+    #[must_use]
+    pub fn events(&self, partition: Partition, stream: &StreamId) -> String {
+        self.name(partition, "events:", stream.as_str())
+    }
+
+    /// Stream: a pointer to every event of the partition in commit order, entry id `0-<position>`, fields `s` stream,
+    /// `v` version, `t` type. Lives for ever.
+    #[must_use]
+    pub fn log(&self, partition: Partition) -> String {
+        self.name(partition, "log", "")
+    }
+
+    /// Hash: event ids given by clients (UUIDs as 16 bytes) → version. Absent where no client gave any.
+    #[must_use]
+    pub fn ids(&self, partition: Partition, stream: &StreamId) -> String {
+        self.name(partition, "ids:", stream.as_str())
+    }
+
+    /// Hash: facts about a stream that has something to say. `tombstone`: deleted for ever; `removed`: how many of its
+    /// first events are gone.
+    #[must_use]
+    pub fn stream(&self, partition: Partition, stream: &StreamId) -> String {
+        self.name(partition, "stream:", stream.as_str())
+    }
+
+    /// Hash: `partitions`, as fixed when the store was created.
+    #[must_use]
+    pub fn schema(&self) -> String {
+        format!("{}streamkeep:schema", self.namespace)
+    }
+
+    /// Hash: number of an applied migration → SHA-256 of its text.
+    #[must_use]
+    pub fn migrations(&self) -> String {
+        format!("{}streamkeep:migrations", self.namespace)
+    }
+
+    /// String: held by the instance that is running migrations; expires by itself.
+    #[must_use]
+    pub fn migrations_lock(&self) -> String {
+        format!("{}streamkeep:migrations:lock", self.namespace)
+    }
+}

@@ -1,0 +1,132 @@
+//! The only code that speaks Redis.
+//!
+//! Every call names a partition. Writes are one Redis Function each and leave through `writers`; reads are plain
+//! commands over shared connections.
+
+mod append;
+mod connections;
+mod errors;
+mod functions;
+mod health;
+mod keys;
+mod log;
+mod migrations;
+mod read;
+mod writers;
+
+use std::{sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use redis::ConnectionInfo;
+
+pub use append::Appended;
+pub use connections::Connections;
+pub use errors::StartError;
+pub use functions::Library;
+pub use health::{Durability, Health};
+pub use keys::Keys;
+pub use log::{LogFilter, LogPage};
+pub use migrations::{Migration, Migrations};
+pub use read::{Direction, Page, PageRequest};
+use writers::Writers;
+
+use crate::model::{Partition, Partitions, StreamId};
+
+/// How a store is reached and used.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    /// Where Redis is.
+    pub address: ConnectionInfo,
+    /// Stands before every key; empty for none.
+    pub namespace: String,
+    /// Number of partitions; must be the one that the store was created with.
+    pub partitions: Partitions,
+    /// Tasks that append, each with a connection of its own.
+    pub writers: usize,
+    /// Most appends that wait for a writer; further ones are refused.
+    pub queued_max: usize,
+    /// For each call, all of it: waiting, connecting, Redis' answer, repeating.
+    pub timeout: Duration,
+    /// Whether to run due migrations; if not, they stop the start.
+    pub migrate: bool,
+    /// The functions; tests put in others.
+    pub library: Library,
+}
+
+/// An event store in Redis. Keeps no state of its own: any number of them may share one Redis. Cheap to clone.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    keys: Keys,
+    partitions: Partitions,
+    connections: Connections,
+    writers: Writers,
+    library: Library,
+    append_function: String,
+    timeout: Duration,
+    health: ArcSwap<Health>,
+}
+
+impl Store {
+    /// Connects, checks version and layout, runs due migrations, loads the functions.
+    ///
+    /// # Errors
+    /// [`StartError`], in one sentence each.
+    pub async fn open(config: StoreConfig) -> Result<Self, StartError> {
+        let StoreConfig { address, namespace, partitions, writers, queued_max, timeout, migrate, library } = config;
+        let connections = Connections::new(address, timeout)?;
+        let keys = Keys::new(&namespace, partitions);
+        health::check_version(&connections).await?;
+        let migrations = Migrations::default();
+        if migrate {
+            migrations.run(&connections, &keys, partitions).await?;
+        } else {
+            migrations.check(&connections, &keys).await?;
+        }
+        migrations::check_partitions(&connections, &keys, partitions).await?;
+        library.load(&mut connections.exclusive().await?).await?;
+        let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
+        let writers = Writers::start(&connections, writers, queued_max);
+        let append_function = library.function("es_append");
+        let inner = Inner { keys, partitions, connections, writers, library, append_function, timeout, health };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// The partition of a stream.
+    #[must_use]
+    pub fn partition(&self, stream: &StreamId) -> Partition {
+        self.0.partitions.of(stream)
+    }
+
+    /// How many partitions the store has.
+    #[must_use]
+    pub fn partitions(&self) -> Partitions {
+        self.0.partitions
+    }
+
+    /// Looks at Redis anew, and loads the functions if they are gone.
+    ///
+    /// # Errors
+    /// Redis does not answer within the timeout.
+    pub async fn check_health(&self) -> Result<Arc<Health>, StartError> {
+        let look = async {
+            let health = Health::look(&self.0.connections, &self.0.library).await?;
+            if health.functions_loaded {
+                return Ok(health);
+            }
+            self.0.library.load(&mut self.0.connections.exclusive().await?).await?;
+            Health::look(&self.0.connections, &self.0.library).await
+        };
+        let looked = tokio::time::timeout(self.0.timeout, look).await;
+        let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
+        self.0.health.store(Arc::new(health));
+        Ok(self.0.health.load_full())
+    }
+
+    /// What an acknowledged append survives, as last seen.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.0.health.load().durability
+    }
+}

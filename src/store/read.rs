@@ -1,0 +1,169 @@
+//! Reading one stream: plain commands, one round trip.
+
+use redis::{Cmd, FromRedisValue, Pipeline, Value};
+
+use crate::{
+    model::{Error, Event, Partition, Position, StreamId, Version},
+    store::Store,
+};
+
+/// Which way a read goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Versions rise.
+    Forward,
+    /// Versions fall.
+    Backward,
+}
+
+/// A part of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct PageRequest {
+    /// First version wanted; `None`: the first, or going backward the newest.
+    pub from: Option<Version>,
+    /// Last version wanted; `None`: the newest, or going backward the first.
+    pub to: Option<Version>,
+    /// Most events wanted.
+    pub limit: usize,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// A page of a stream.
+#[derive(Debug)]
+pub struct Page {
+    /// The stream's version.
+    pub version: Version,
+    /// The events, in the order asked for.
+    pub events: Vec<Event>,
+    /// Where the next page begins; `None` at the end.
+    pub next: Option<Version>,
+}
+
+impl Store {
+    /// Reads a page of a stream.
+    ///
+    /// # Errors
+    /// [`Error::StreamNotFound`], [`Error::StreamDeleted`], or that Redis is not available.
+    pub async fn read(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Result<Page, Error> {
+        let mut commands = Pipeline::with_capacity(3);
+        self.add_head(&mut commands, partition, stream);
+        commands.add_command(self.range(partition, stream, page));
+        let mut replies = self.0.connections.read(&commands).await?.into_iter();
+        let head = head(&mut replies)?;
+        let events = entries(stream, replies.next())?;
+        // The head was asked first: what came in between belongs to the answer too.
+        let newest = events.iter().map(|event| event.version).max().unwrap_or_default();
+        let version = head.max(newest);
+        if version == Version::ZERO {
+            return Err(Error::StreamNotFound);
+        }
+        let next = next_of(&events, page, version);
+        Ok(Page { version, events, next })
+    }
+
+    /// Reads one event.
+    ///
+    /// # Errors
+    /// [`Error::StreamNotFound`], [`Error::EventNotFound`], [`Error::StreamDeleted`], or that Redis is not available.
+    pub async fn read_event(&self, partition: Partition, stream: &StreamId, version: Version) -> Result<Event, Error> {
+        let (from, to) = (Some(version), Some(version));
+        let page = PageRequest { from, to, limit: 1, direction: Direction::Forward };
+        self.read(partition, stream, page).await?.events.pop().ok_or(Error::EventNotFound)
+    }
+
+    /// Looks up a stream's version, and nothing else.
+    ///
+    /// # Errors
+    /// [`Error::StreamNotFound`], [`Error::StreamDeleted`], or that Redis is not available.
+    pub async fn version(&self, partition: Partition, stream: &StreamId) -> Result<Version, Error> {
+        let mut commands = Pipeline::with_capacity(2);
+        self.add_head(&mut commands, partition, stream);
+        match head(&mut self.0.connections.read(&commands).await?.into_iter())? {
+            Version::ZERO => Err(Error::StreamNotFound),
+            version => Ok(version),
+        }
+    }
+
+    /// The two commands whose replies `head` reads: a version is the number of events there and of those removed
+    /// (cheaper than XINFO STREAM or XREVRANGE, which carry whole events).
+    fn add_head(&self, commands: &mut Pipeline, partition: Partition, stream: &StreamId) {
+        commands.cmd("XLEN").arg(self.0.keys.events(partition, stream));
+        commands.cmd("HMGET").arg(self.0.keys.stream(partition, stream)).arg("removed").arg("tombstone");
+    }
+
+    fn range(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Cmd {
+        let key = self.0.keys.events(partition, stream);
+        let bound = |version: Option<Version>, open: &str| version.map_or(open.to_owned(), |v| format!("0-{v}"));
+        let mut range = match page.direction {
+            Direction::Forward => {
+                let mut range = redis::cmd("XRANGE");
+                range.arg(key).arg(bound(page.from, "-")).arg(bound(page.to, "+"));
+                range
+            }
+            Direction::Backward => {
+                let mut range = redis::cmd("XREVRANGE");
+                range.arg(key).arg(bound(page.from, "+")).arg(bound(page.to, "-"));
+                range
+            }
+        };
+        range.arg("COUNT").arg(page.limit);
+        range
+    }
+}
+
+fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
+    let length: u64 = decode(replies.next())?;
+    let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next())?;
+    match tombstone {
+        Some(_) => Err(Error::StreamDeleted),
+        None => Version::new(length + removed.unwrap_or(0)).ok_or_else(|| Error::Corrupt("version".to_owned())),
+    }
+}
+
+fn next_of(events: &[Event], page: PageRequest, head: Version) -> Option<Version> {
+    let last = events.last().filter(|_| events.len() == page.limit)?.version;
+    match page.direction {
+        Direction::Forward => (last < page.to.unwrap_or(head).min(head)).then(|| last.plus(1)),
+        Direction::Backward => {
+            (last.minus(1) >= page.to.unwrap_or_default().max(Version::FIRST)).then(|| last.minus(1))
+        }
+    }
+}
+
+/// Reads a reply as `T`.
+pub(super) fn decode<T: FromRedisValue>(reply: Option<Value>) -> Result<T, Error> {
+    redis::from_redis_value(reply.unwrap_or(Value::Nil)).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
+/// Reads the reply of XRANGE on `events:<stream>`. Moves the bytes, copies none.
+pub(super) fn entries(stream: &StreamId, reply: Option<Value>) -> Result<Vec<Event>, Error> {
+    let entries: Vec<(String, Vec<String>)> = decode(reply)?;
+    let event = |(id, fields): (String, _)| event(stream, &id, fields);
+    entries.into_iter().map(event).collect()
+}
+
+fn event(stream: &StreamId, id: &str, fields: Vec<String>) -> Result<Event, Error> {
+    let number = id.strip_prefix("0-").and_then(Version::parse);
+    let version = number.ok_or_else(|| Error::Corrupt(format!("entry id {id} of stream {stream}")))?;
+    let [mut event_id, mut kind, mut data, mut metadata] = [const { None }; 4];
+    let (mut timestamp_ms, mut position) = (None, None);
+    let mut fields = fields.into_iter();
+    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
+        match name.as_str() {
+            "id" => event_id = Some(value),
+            "type" => kind = Some(value),
+            "data" => data = Some(value),
+            "metadata" => metadata = Some(value),
+            "timestamp" => timestamp_ms = value.parse().ok(),
+            "position" => position = Position::parse(&value),
+            _ => {}
+        }
+    }
+    let complete = (|| {
+        let (id, kind, data, metadata) = (event_id?, kind?, data?, metadata?);
+        let (timestamp_ms, position) = (timestamp_ms?, position?);
+        Some(Event { stream: stream.clone(), version, position, id, kind, timestamp_ms, data, metadata })
+    })();
+    complete.ok_or_else(|| Error::Corrupt(format!("event {version} of stream {stream} lacks a field")))
+}

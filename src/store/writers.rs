@@ -1,0 +1,165 @@
+//! Writers: tasks that own a connection each and send all appends that are waiting as one pipeline.
+//!
+//! Concurrent appends share a round trip, and a lone append waits for nobody: a writer takes what is queued the moment
+//! it is free. Several writers keep several pipelines under way, so that the next is on its way to Redis while the
+//! reply (and with `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
+//! end of a pipeline would speak of exactly these writes.
+
+use std::time::{Duration, Instant};
+
+use async_channel::{Receiver, Sender, TrySendError};
+use redis::{
+    Cmd, Pipeline, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
+};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use crate::store::connections::Connections;
+
+/// Most calls in one pipeline.
+const CALLS_MAX: usize = 256;
+/// No further call is taken once a pipeline has this many bytes of payload.
+const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Pauses between attempts to connect.
+const RECONNECT: Duration = Duration::from_millis(20);
+const RECONNECT_MAX: Duration = Duration::from_millis(500);
+
+/// Why a call has no reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoReply {
+    /// It never left: nothing was written.
+    NotSent,
+    /// It left, and the connection broke or fell silent: it was carried out or not.
+    Lost,
+    /// Too many calls are queued: nothing was written.
+    QueueFull,
+}
+
+struct Call {
+    command: Cmd,
+    bytes: usize,
+    deadline: Instant,
+    reply: oneshot::Sender<Result<Value, NoReply>>,
+}
+
+/// The queue in front of a set of writers. They end when the last clone is dropped.
+#[derive(Clone)]
+pub(super) struct Writers {
+    queue: Sender<Call>,
+}
+
+impl Writers {
+    /// Starts `count` writers behind a queue of at most `queued_max` calls.
+    pub(super) fn start(connections: &Connections, count: usize, queued_max: usize) -> Self {
+        let (queue, calls) = async_channel::bounded(queued_max);
+        for number in 0..count {
+            let writer = Writer { number, calls: calls.clone(), connections: connections.clone(), connection: None };
+            tokio::spawn(writer.run());
+        }
+        Self { queue }
+    }
+
+    /// Sends one command with `bytes` of payload and waits for its reply. The command is carried out even where the
+    /// caller has gone, so it is whole or absent.
+    pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(Call { command, bytes, deadline, reply }).map_err(|error| match error {
+            TrySendError::Full(_) => NoReply::QueueFull,
+            TrySendError::Closed(_) => NoReply::NotSent,
+        })?;
+        answer.await.unwrap_or(Err(NoReply::Lost))
+    }
+}
+
+struct Writer {
+    number: usize,
+    calls: Receiver<Call>,
+    connections: Connections,
+    connection: Option<MultiplexedConnection>,
+}
+
+impl Writer {
+    async fn run(mut self) {
+        while let Ok(first) = self.calls.recv().await {
+            let batch = self.take(first);
+            let Some(latest) = batch.iter().map(|call| call.deadline).max() else { continue };
+            self.connect(latest).await;
+            match self.connection.take() {
+                Some(connection) => self.send(connection, batch, latest).await,
+                None => answer_all(batch, NoReply::NotSent),
+            }
+        }
+    }
+
+    /// What is queued, up to the limits of a pipeline, without calls whose time is up.
+    fn take(&self, first: Call) -> Vec<Call> {
+        let mut bytes = first.bytes;
+        let mut batch = vec![first];
+        while batch.len() < CALLS_MAX && bytes < BYTES_MAX {
+            let Ok(call) = self.calls.try_recv() else { break };
+            bytes += call.bytes;
+            batch.push(call);
+        }
+        let now = Instant::now();
+        let (late, batch) = batch.into_iter().partition(|call: &Call| call.deadline <= now);
+        answer_all(late, NoReply::NotSent);
+        batch
+    }
+
+    /// Connects unless connected, trying until `deadline`.
+    async fn connect(&mut self, deadline: Instant) {
+        let mut pause = RECONNECT;
+        while self.connection.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match tokio::time::timeout(left, self.connections.open()).await {
+                Ok(Ok(connection)) => {
+                    info!(writer = self.number, "connected to Redis");
+                    self.connection = Some(connection);
+                }
+                Ok(Err(error)) if left > pause => {
+                    warn!(writer = self.number, %error, "cannot connect to Redis");
+                    tokio::time::sleep(pause.mul_f64(0.5 + fraction())).await;
+                    pause = (pause * 2).min(RECONNECT_MAX);
+                }
+                _ => return,
+            }
+        }
+    }
+
+    async fn send(&mut self, mut connection: MultiplexedConnection, batch: Vec<Call>, deadline: Instant) {
+        let mut pipeline = Pipeline::with_capacity(batch.len());
+        let mut waiting = Vec::with_capacity(batch.len());
+        for Call { command, reply, .. } in batch {
+            pipeline.add_command(command);
+            waiting.push(reply);
+        }
+        let replies = connection.req_packed_commands(&pipeline, 0, waiting.len());
+        match tokio::time::timeout_at(deadline.into(), replies).await {
+            Ok(Ok(values)) if values.len() == waiting.len() => {
+                for (reply, value) in waiting.into_iter().zip(values) {
+                    let _ = reply.send(Ok(value));
+                }
+                self.connection = Some(connection);
+            }
+            failed => {
+                warn!(writer = self.number, calls = waiting.len(), error = ?failed.map(Result::err), "no reply from Redis");
+                for reply in waiting {
+                    let _ = reply.send(Err(NoReply::Lost));
+                }
+            }
+        }
+    }
+}
+
+/// A client that has gone no longer listens, which is no fault.
+fn answer_all(calls: Vec<Call>, why: NoReply) {
+    for call in calls {
+        let _ = call.reply.send(Err(why));
+    }
+}
+
+/// Jitter, 0 to 1: writers that lost Redis together do not come back together.
+fn fraction() -> f64 {
+    f64::from(uuid::Uuid::now_v7().as_bytes()[15]) / 255.0
+}

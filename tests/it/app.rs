@@ -1,0 +1,227 @@
+//! The fixture: a Redis of one's own, and instances of the service on it.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde_json::Value;
+use streamkeep::{
+    http::{App, AppState, Limits, ServerOptions, serve},
+    model::Partitions,
+    redis_server::{RedisServer, RedisServerConfig},
+    store::{Library, Store, StoreConfig},
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+/// Declares a test that runs with one and with four partitions, each on a Redis and a service of its own.
+macro_rules! test_app {
+    ($(#[$meta:meta])* async fn $name:ident($app:ident) $body:block) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            async fn run($app: $crate::app::TestApp) $body
+
+            $(#[$meta])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn partitions_1() {
+                run($crate::app::TestApp::start(1).await).await;
+            }
+
+            $(#[$meta])*
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn partitions_4() {
+                run($crate::app::TestApp::start(4).await).await;
+            }
+        }
+    };
+}
+
+/// A Redis in a folder of its own.
+pub struct TestRedis {
+    pub server: RedisServer,
+    pub data: TempDir,
+}
+
+impl TestRedis {
+    /// Starts one; `change` may set what is not the default. `STREAMKEEP_REDIS_SERVER` names the program to test on.
+    pub async fn start_with(change: impl FnOnce(&mut RedisServerConfig)) -> Arc<Self> {
+        let data = TempDir::new().unwrap();
+        let mut config = RedisServerConfig::new(data.path());
+        config.binary = std::env::var_os("STREAMKEEP_REDIS_SERVER").map(Into::into);
+        change(&mut config);
+        let started = tokio::task::spawn_blocking(move || RedisServer::start(&config)).await.unwrap();
+        Arc::new(Self { server: started.unwrap(), data })
+    }
+
+    pub async fn start() -> Arc<Self> {
+        Self::start_with(|_| {}).await
+    }
+
+    /// A plain connection, as a client has it that knows nothing of Streamkeep.
+    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.server.address()).unwrap();
+        client.get_multiplexed_async_connection().await.unwrap()
+    }
+
+    /// Sends a signal, such as `KILL`, to the server's process.
+    pub fn signal(&self, name: &str) {
+        let pid = self.server.pid().expect("the server runs").to_string();
+        let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+        assert!(status.success());
+    }
+}
+
+/// What a test may set.
+pub struct TestConfig {
+    pub store: StoreConfig,
+    pub limits: Limits,
+    pub server: ServerOptions,
+    pub require_condition: bool,
+    pub cache_max_age: Duration,
+}
+
+/// An instance of the service.
+pub struct TestApp {
+    pub redis: Arc<TestRedis>,
+    pub url: String,
+    pub client: reqwest::Client,
+    pub store: Store,
+    pub shutdown: CancellationToken,
+    pub served: AbortOnDropHandle<()>,
+}
+
+impl TestApp {
+    /// The service with this number of partitions, on a Redis of its own.
+    pub async fn start(partitions: u16) -> Self {
+        Self::start_on(TestRedis::start().await, partitions).await
+    }
+
+    /// A further instance on a Redis that is there.
+    pub async fn start_on(redis: Arc<TestRedis>, partitions: u16) -> Self {
+        Self::start_with(redis, partitions, |_| {}).await
+    }
+
+    /// As [`TestApp::start_on`]; `change` may set what is not the default.
+    pub async fn start_with(redis: Arc<TestRedis>, partitions: u16, change: impl FnOnce(&mut TestConfig)) -> Self {
+        let store = StoreConfig {
+            address: redis.server.address(),
+            namespace: String::new(),
+            partitions: Partitions::new(partitions).unwrap(),
+            writers: 2,
+            queued_max: 10_000,
+            timeout: Duration::from_secs(5),
+            migrate: true,
+            library: Library::default(),
+        };
+        let mut config = TestConfig {
+            store,
+            limits: Limits::default(),
+            server: ServerOptions::default(),
+            require_condition: false,
+            cache_max_age: Duration::ZERO,
+        };
+        change(&mut config);
+        let TestConfig { store, limits, server, require_condition, cache_max_age } = config;
+        let store = Store::open(store).await.unwrap();
+        let shutdown = CancellationToken::new();
+        let state =
+            AppState { store: store.clone(), limits, require_condition, cache_max_age, shutdown: shutdown.clone() };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Self { redis, url, client, store, shutdown, served: AbortOnDropHandle::new(served) }
+    }
+
+    /// `host:port`, for raw sockets.
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("http://").unwrap()
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.url))
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::GET, path)).await
+    }
+
+    pub async fn head(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::HEAD, path)).await
+    }
+
+    /// An append without a condition.
+    pub async fn append(&self, stream: &str, body: &str) -> Answer {
+        self.append_with(stream, &[], body).await
+    }
+
+    /// An append with further headers.
+    pub async fn append_with(&self, stream: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        self.post(&format!("/streams/{stream}/events"), headers, body).await
+    }
+
+    pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let request = self.request(Method::POST, path).header("content-type", "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        Answer::of(request.body(body.to_owned())).await
+    }
+}
+
+/// A whole answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: reqwest::header::HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(request: RequestBuilder) -> Self {
+        let response: Response = request.send().await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        Self { status, headers, text: response.text().await.unwrap() }
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// That this is a success with this status.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        self
+    }
+
+    /// That this is a complete problem document with this status and code (RFC 9457).
+    #[track_caller]
+    pub fn expect_problem(self, status: u16, code: &str) -> Self {
+        assert_eq!(self.status.as_u16(), status, "{self:?}");
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        let problem = self.json();
+        assert_eq!(problem["code"], code, "{self:?}");
+        assert_eq!(problem["status"], status, "{self:?}");
+        assert!(problem["type"].as_str().unwrap().ends_with(&format!("/{code}")), "{self:?}");
+        assert!(problem["instance"].as_str().unwrap().starts_with("urn:uuid:"), "{self:?}");
+        for member in ["title", "detail"] {
+            assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");
+        }
+        assert!(problem["retryable"].is_boolean(), "{self:?}");
+        self
+    }
+}
+
+/// Waits until `condition` holds; fails after 20 seconds.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
