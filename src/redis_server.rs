@@ -6,7 +6,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::{self, Read as _, Write as _},
     os::unix::{
-        fs::{DirBuilderExt as _, symlink},
+        fs::{DirBuilderExt as _, PermissionsExt as _, symlink},
         net::UnixStream,
         process::CommandExt as _,
     },
@@ -371,7 +371,9 @@ fn lock(data: &Path) -> Result<File, RedisServerError> {
 
 /// A short-named folder for the socket, which only this user may enter.
 fn runtime_dir() -> Result<TempDir, RedisServerError> {
-    let make = |parent: &Path| tempfile::Builder::new().prefix("streamkeep-").tempdir_in(parent);
+    let private = fs::Permissions::from_mode(0o700);
+    let make =
+        |parent: &Path| tempfile::Builder::new().prefix("streamkeep-").permissions(private.clone()).tempdir_in(parent);
     let dir = make(&std::env::temp_dir()).map_err(io_error("cannot make a temporary folder"))?;
     if dir.path().join("redis.sock").as_os_str().len() <= SOCKET_PATH_MAX {
         return Ok(dir);

@@ -13,7 +13,7 @@
 --          DUPLICATEID <index>      the event is there already, others of the call are not, or not in this order
 --          UNSETTLED                a repeat that cannot tell whether the first call was carried out
 --          FOREIGN                  the stream or the log was not written by Streamkeep
---          After each of them, nothing was written.
+--          After each of them, nothing was written. (Redis takes a word alone for a text, and puts ERR before it.)
 
 local WIDTH = 5 -- arguments an event
 local FIRST = 5 -- index of the first event's first argument
@@ -118,7 +118,7 @@ local function look_back(keys, args, count)
     end
     upper = '(' .. entries[#entries][1]
   end
-  return redis.error_reply('UNSETTLED')
+  return redis.error_reply('UNSETTLED after all')
 end
 
 local function add_event(send, key, args, i, now, version, position)
@@ -136,11 +136,11 @@ local function add_first(keys, args, now, position)
     return version + 1
   end
   if redis.call('HEXISTS', keys[4], 'tombstone') == 1 then
-    return nil, 'TOMBSTONED'
+    return nil, 'TOMBSTONED for ever'
   end
   version = last_number(keys[1])
   if not version then
-    return nil, 'FOREIGN'
+    return nil, 'FOREIGN entries'
   elseif not holds(args[1], version) then
     return nil, 'WRONGVERSION ' .. digits(version)
   end

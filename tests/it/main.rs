@@ -5,3 +5,11 @@
 mod app;
 
 mod append;
+mod faults;
+mod log;
+mod migrations;
+mod proxy;
+mod read;
+mod redis_server;
+mod retry;
+mod tidy;
