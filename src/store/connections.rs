@@ -23,6 +23,8 @@ use crate::{
 const SHARED: usize = 2;
 /// Exclusive connections: migrations, loading and checks, none of them on the way of a request.
 const EXCLUSIVE: usize = 4;
+/// Pause before a read is repeated.
+const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Opens and keeps the connections to one Redis. Cheap to clone.
 #[derive(Clone)]
@@ -77,19 +79,21 @@ impl Connections {
         self.0.client.get_multiplexed_async_connection_with_config(&connection_config(self.0.timeout)).await
     }
 
-    /// Sends commands that only read over a shared connection, in one round trip, and gives one reply for each. A
-    /// broken connection costs one repeat, which is harmless for reads.
+    /// Sends commands that only read over a shared connection, in one round trip, and gives one reply for each. While
+    /// Redis is away or starting they are repeated, which is harmless for reads, for as long as there is time.
     ///
     /// # Errors
     /// The first error reply, or that Redis does not answer within the timeout.
     pub(super) async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
         let Inner { shared, next, timeout, .. } = &*self.0;
         let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
-        let count = commands.len();
         let calls = async {
-            match connection.req_packed_commands(commands, 0, count).await {
-                Err(error) if error.code().is_none() => connection.req_packed_commands(commands, 0, count).await,
-                answered => answered,
+            loop {
+                match connection.req_packed_commands(commands, 0, commands.len()).await {
+                    Err(error) if error.code().is_none() => tokio::time::sleep(REPEAT_PAUSE).await,
+                    Ok(replies) if replies.iter().any(is_loading) => tokio::time::sleep(REPEAT_PAUSE).await,
+                    answered => return answered,
+                }
             }
         };
         let replies = match tokio::time::timeout(*timeout, calls).await {
@@ -101,6 +105,10 @@ impl Connections {
             None => Ok(replies),
         }
     }
+}
+
+fn is_loading(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if error.code() == "LOADING")
 }
 
 /// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.

@@ -14,7 +14,10 @@ mod migrations;
 mod read;
 mod writers;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use redis::ConnectionInfo;
@@ -31,6 +34,9 @@ pub use read::{Direction, Page, PageRequest};
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
+
+/// How often Redis' settings are looked at.
+const HEALTH_PAUSE: Duration = Duration::from_secs(5);
 
 /// How a store is reached and used.
 #[derive(Clone, Debug)]
@@ -90,7 +96,9 @@ impl Store {
         let writers = Writers::start(&connections, writers, queued_max);
         let append_function = library.function("es_append");
         let inner = Inner { keys, partitions, connections, writers, library, append_function, timeout, health };
-        Ok(Self(Arc::new(inner)))
+        let inner = Arc::new(inner);
+        tokio::spawn(watch_health(Arc::downgrade(&inner)));
+        Ok(Self(inner))
     }
 
     /// The partition of a stream.
@@ -128,5 +136,16 @@ impl Store {
     #[must_use]
     pub fn durability(&self) -> Durability {
         self.0.health.load().durability
+    }
+}
+
+/// Looks at Redis again and again, so that what appends tell of their durability stays true when Redis' settings change.
+async fn watch_health(store: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(HEALTH_PAUSE).await;
+        let Some(inner) = store.upgrade() else { return };
+        if let Err(error) = Store(inner).check_health().await {
+            tracing::warn!(%error, "cannot look at Redis");
+        }
     }
 }

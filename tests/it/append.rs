@@ -205,4 +205,11 @@ async fn everysec_is_told_as_memory() {
     let redis = crate::app::TestRedis::start_with(|config| config.append_fsync = everysec).await;
     let app = crate::app::TestApp::start_on(redis, 1).await;
     assert_eq!(app.append("order-1", ONE).await.expect(201).header("streamkeep-durability"), "memory");
+    // What is told follows what Redis does.
+    let mut plain = app.redis.connection().await;
+    redis::cmd("CONFIG").arg("SET").arg("appendfsync").arg("always").exec_async(&mut plain).await.unwrap();
+    crate::app::eventually("the level follows", async || {
+        app.append("order-1", ONE).await.expect(201).header("streamkeep-durability") == "fsync"
+    })
+    .await;
 }

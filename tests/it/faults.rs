@@ -138,6 +138,8 @@ async fn a_short_absence_is_not_noticed() {
         let answer = app.append_with("order-1", &[("idempotency-key", &format!("k{version}"))], ONE).await;
         assert_eq!(answer.expect(201).json()["version"], version);
         assert_ne!(app.redis.server.pid(), died);
+        app.redis.signal("KILL");
+        assert_eq!(app.get("/streams/order-1").await.expect(200).json()["version"], version);
     }
 }
 

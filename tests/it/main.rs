@@ -10,6 +10,7 @@ mod log;
 mod migrations;
 mod proxy;
 mod read;
+mod readme;
 mod redis_server;
 mod retry;
 mod tidy;
