@@ -88,7 +88,7 @@ pub async fn drive<C: Client>(address: &Address, clients: Vec<C>, duration: Dura
     let histogram = histogram.lock().expect("no holder panics");
     #[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds are far below 2^52")]
     let (count, us) = (histogram.len() as f64, |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0);
-    let spent = |index: usize| Some((after[index]? - before[index]?).as_secs_f64() * 1e6 / count);
+    let spent = |index: usize| Some(after[index]?.saturating_sub(before[index]?).as_secs_f64() * 1e6 / count);
     Sample {
         rate: count / duration.as_secs_f64(),
         p50: us(0.5),
