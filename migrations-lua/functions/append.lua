@@ -21,7 +21,7 @@ local LOOK_BACK_ENTRIES = 1000
 local LOOK_BACK_BYTES = 8 * 1024 * 1024
 
 local function holds(condition, version)
-  if condition == '' then
+  if condition == '' or tonumber(condition) == version then
     return true
   elseif condition == 'none' then
     return version == 0

@@ -3,9 +3,9 @@
 -- Files are joined as this one first, then the functions in order of their names. The engine line and `local suffix`
 -- (the first 8 hex digits of the SHA-256 of the joined text) are put before it by src/store/functions.rs.
 
--- Writes a number as plain digits: `..` turns 1e14 into "1e+14".
+-- Writes a whole number as plain digits: `..` turns 1e14 into "1e+14", and '%.0f' takes longer than '%d'.
 local function digits(number)
-  return string.format('%.0f', number)
+  return string.format('%d', number)
 end
 
 -- Redis' clock in milliseconds since 1970.

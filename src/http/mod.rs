@@ -10,21 +10,23 @@ mod request;
 mod server;
 mod streams;
 
-use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
+use std::{any::Any, convert::Infallible, ops::Deref, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    http::{HeaderValue, StatusCode},
-    middleware,
+    body::Body,
+    http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
+use futures::FutureExt as _;
+use hyper::body::Incoming;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use tower::{Layer as _, Service, ServiceExt as _, service_fn};
 use tower_http::{
     CompressionLevel,
-    catch_panic::CatchPanicLayer,
     compression::{
-        CompressionLayer,
+        CompressionBody, CompressionLayer,
         predicate::{Predicate as _, SizeAbove},
     },
     decompression::RequestDecompressionLayer,
@@ -142,17 +144,34 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base()).merge(streams::router()).merge(log::router()).merge(admin::router())
 }
 
-/// The service.
-pub fn router(app: App) -> Router {
+/// The service. The layers stand around the router, not in it: there, each would cost every request a boxed service and
+/// a boxed future.
+fn service(
+    app: App,
+) -> impl Service<Request<Incoming>, Response = Response<CompressionBody<Body>>, Error = Infallible, Future: Send> + Clone
+{
     let (routes, document) = routes().split_for_parts();
+    let router = routes.with_state(app).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
     let compress = SizeAbove::new(COMPRESS_FROM).and(tower_http::compression::predicate::NotForContentType::SSE);
-    routes
-        .with_state(app)
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .layer(RequestDecompressionLayer::new())
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(request::envelope))
-        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress))
+    let enveloped = service_fn(move |request: Request<Incoming>| {
+        let router = router.clone();
+        async move { Ok(request::envelope(request, |request| routed(router, request)).await) }
+    });
+    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress).layer(enveloped)
+}
+
+/// The router's answer; that to a panic, where a handler panicked.
+async fn routed(router: Router, request: Request<Incoming>) -> Response {
+    let compressed = request.headers().contains_key(header::CONTENT_ENCODING);
+    let answer = async {
+        if compressed {
+            let response = RequestDecompressionLayer::new().layer(router).oneshot(request).await;
+            response.map(|response| response.map(Body::new)).unwrap_or_else(|never| match never {})
+        } else {
+            router.oneshot(request).await.unwrap_or_else(|never| match never {})
+        }
+    };
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that the layer asks for")]

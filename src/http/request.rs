@@ -4,9 +4,7 @@ use std::time::Instant;
 
 use axum::{
     body::Body,
-    extract::Request,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
-    middleware::Next,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header},
     response::{IntoResponse as _, Response},
 };
 use uuid::Uuid;
@@ -25,8 +23,11 @@ const HEADERS_MAX: usize = 64;
 /// Largest header block, in bytes.
 const HEADER_BYTES_MAX: usize = 16 * 1024;
 
-/// The outermost middleware.
-pub async fn envelope(request: Request, next: Next) -> Response {
+/// Has `next` answer, unless the request is refused before.
+pub async fn envelope<B, N: Future<Output = Response>>(
+    request: Request<B>,
+    next: impl FnOnce(Request<B>) -> N,
+) -> Response {
     let began = Instant::now();
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_request_id(id));
     let (id, uuid) = match given {
@@ -45,7 +46,7 @@ pub async fn envelope(request: Request, next: Next) -> Response {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             response
         }
-        None => next.run(request).await,
+        None => next(request).await,
     };
     if method == Method::OPTIONS && response.status() == StatusCode::METHOD_NOT_ALLOWED {
         *response.status_mut() = StatusCode::NO_CONTENT;
@@ -63,7 +64,7 @@ pub async fn envelope(request: Request, next: Next) -> Response {
 }
 
 /// What is wrong with a request on any route.
-fn refusal(request: &Request) -> Option<Problem> {
+fn refusal<B>(request: &Request<B>) -> Option<Problem> {
     let headers = request.headers();
     let header_bytes = |headers: &HeaderMap| -> usize {
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()

@@ -1,19 +1,20 @@
 //! The accept loop: limits and timeouts that `axum::serve` does not have, and an orderly end.
 
-use std::{convert::Infallible, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use axum::{body::Body, extract::Request};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
-use super::{App, router};
+use super::{App, service};
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -38,24 +39,17 @@ impl Default for ServerOptions {
 /// Serves until the app's shutdown is told, then lets requests under way end.
 pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
-    let router = router(app);
+    let service = service(app);
     let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();
     let accept = async {
         loop {
             let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            let (router, shutdown) = (router.clone(), shutdown.clone());
+            let (service, shutdown) = (service.clone(), shutdown.clone());
             let header_timeout = options.header_timeout;
             connections.spawn(async move {
-                let service = service_fn(move |request: Request<Incoming>| {
-                    let router = router.clone();
-                    async move {
-                        Ok::<_, Infallible>(
-                            router.oneshot(request.map(Body::new)).await.unwrap_or_else(|never| match never {}),
-                        )
-                    }
-                });
+                let service = TowerToHyperService::new(service);
                 let mut builder = http1::Builder::new();
                 builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
                 let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -1,0 +1,78 @@
+//! The other processes: the service, the echo, and what they cost.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener, TcpStream},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// How long a process may take to listen, and to end.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Of `utime` and `stime`: 100 a second on every Linux, whatever the kernel's own tick (`proc(5)`, USER_HZ).
+const TICK: Duration = Duration::from_millis(10);
+
+/// A process that listens. Ended when dropped.
+pub struct Server {
+    child: Child,
+    pub address: SocketAddr,
+}
+
+impl Server {
+    /// Starts a program, to which `arguments` says where to listen, and waits until it does.
+    pub fn start(program: &std::path::Path, arguments: impl FnOnce(SocketAddr) -> Vec<String>) -> Self {
+        let address = free_address();
+        let mut command = Command::new(program);
+        // Settings come from the arguments alone; what does not listen has said why on standard error.
+        command.args(arguments(address)).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(threads) = std::env::var_os("TOKIO_WORKER_THREADS") {
+            command.env("TOKIO_WORKER_THREADS", threads);
+        }
+        let child = command.spawn().expect("the program can be started");
+        let mut server = Self { child, address };
+        let until = Instant::now() + PATIENCE;
+        while TcpStream::connect(address).is_err() || server.ended() {
+            assert!(!server.ended() && Instant::now() < until, "{} does not listen", program.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+        server
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    fn ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a child has an id");
+        // Not yet reaped, so the id is still that of the child.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        while !self.ended() {
+            if Instant::now() > until {
+                let _ = self.child.kill();
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
+    listener.local_addr().expect("it is bound")
+}
+
+/// Processor time of a process so far, its own and the kernel's for it; zero where there is no `/proc`.
+pub fn cpu(pid: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The second field is a name in brackets, in which anything may stand; utime and stime are the 14th and 15th.
+    let fields = stat.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
+    let ticks: u32 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    TICK * ticks
+}
