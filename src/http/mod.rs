@@ -3,6 +3,7 @@
 mod admin;
 mod append;
 mod extract;
+mod json;
 mod log;
 mod openapi;
 mod problem;

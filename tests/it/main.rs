@@ -5,3 +5,5 @@
 mod app;
 
 mod append;
+mod input;
+mod input_json;
