@@ -9,39 +9,22 @@ mod openapi;
 mod problem;
 mod request;
 mod server;
+mod service;
 mod streams;
 
-use std::{any::Any, ops::Deref, sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    http::{HeaderValue, StatusCode},
-    middleware,
-    response::{IntoResponse as _, Response},
-};
+use axum::http::HeaderValue;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use tower_http::{
-    CompressionLevel,
-    catch_panic::CatchPanicLayer,
-    compression::{
-        CompressionLayer,
-        predicate::{Predicate as _, SizeAbove},
-    },
-    decompression::RequestDecompressionLayer,
-};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
 
 pub use openapi::document;
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
 use crate::{model::Version, store::Store};
-
-/// Answers below this size are not worth compressing.
-const COMPRESS_FROM: u64 = 1024;
 
 /// What requests may bring.
 #[derive(Clone, Debug)]
@@ -141,27 +124,6 @@ pub enum DirectionName {
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base()).merge(streams::router()).merge(log::router()).merge(admin::router())
-}
-
-/// The service.
-pub fn router(app: App) -> Router {
-    let (routes, document) = routes().split_for_parts();
-    let compress = SizeAbove::new(COMPRESS_FROM).and(tower_http::compression::predicate::NotForContentType::SSE);
-    routes
-        .with_state(app)
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
-        .layer(RequestDecompressionLayer::new())
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn(request::envelope))
-        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that the layer asks for")]
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
-    tracing::error!(panic = text, "a handler panicked");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 
 /// The strong entity tag of a version.

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
-use super::{App, router};
+use super::{App, service::service};
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -38,7 +38,7 @@ impl Default for ServerOptions {
 /// Serves until the app's shutdown is told, then lets requests under way end.
 pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
-    let router = router(app);
+    let router = service(app);
     let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();
     let accept = async {

@@ -290,12 +290,11 @@ fn links(request: PageRequest, page: &Page, with_last: bool) -> HeaderValue {
 }
 
 fn fresh_headers(version: Option<Version>) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(3);
+    let mut headers = HeaderMap::with_capacity(2);
     if let Some(version) = version {
         headers.insert(header::ETAG, etag(version));
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    headers.insert(header::VARY, HeaderValue::from_static("accept"));
     headers
 }
 

@@ -6,4 +6,7 @@ mod app;
 
 mod append;
 mod input;
+mod input_answers;
+mod input_headers;
 mod input_json;
+mod input_paths;
