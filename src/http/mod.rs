@@ -2,6 +2,7 @@
 
 mod admin;
 mod append;
+mod connection;
 mod extract;
 mod json;
 mod log;

@@ -9,4 +9,6 @@ mod input;
 mod input_answers;
 mod input_headers;
 mod input_json;
+mod input_limits;
 mod input_paths;
+mod input_wire;
