@@ -58,7 +58,7 @@ pub struct EventRequest<'a> {
     id: Option<Cow<'a, str>>,
     /// What happened.
     #[serde(rename = "type", borrow)]
-    #[schema(min_length = 1, max_length = 256, example = "order-placed")]
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$", example = "order-placed")]
     kind: Cow<'a, str>,
     /// Any JSON up to 1 MiB; comes back byte for byte.
     #[serde(borrow)]
@@ -110,11 +110,12 @@ pub struct AppendResult {
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("include" = inline(Option<super::Include>), Query, description = "`events`: a version conflict carries the events that the caller has missed, 100 at most"),
-        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
-        ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet", example = "*"),
-        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
+        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 3, max_length = 257, pattern = r#"^"[ !#-\[\]-~]+"$"#),
     ),
-    request_body(content = AppendRequest, description = "The events"),
+    request_body(content = AppendRequest, description = "The events",
+        example = json!({"events": [{"type": "order-placed", "data": {"total": 42}, "metadata": {"user": "ada"}}]})),
     responses(
         (status = 201, description = "Appended", body = AppendResult, headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Location" = String, description = "The first event, relative"),

@@ -124,7 +124,10 @@ pub enum DirectionName {
 
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::base()).merge(streams::router()).merge(log::router()).merge(admin::router())
+    let base = OpenApiRouter::with_openapi(openapi::base());
+    let mut routes = base.merge(streams::router()).merge(log::router()).merge(admin::router());
+    openapi::complete(routes.get_openapi_mut());
+    routes
 }
 
 /// The strong entity tag of a version.

@@ -12,3 +12,4 @@ mod input_json;
 mod input_limits;
 mod input_paths;
 mod input_wire;
+mod openapi;
