@@ -70,6 +70,8 @@ pub struct Watched {
     phase: Phase,
     head_timeout: Duration,
     stall_timeout: Duration,
+    /// When the head that has begun must have ended, where `reading` has not been set to it yet.
+    head_until: Option<Instant>,
     reading: Pin<Box<Sleep>>,
     writing: Option<Pin<Box<Sleep>>>,
     lingering: bool,
@@ -80,7 +82,7 @@ impl Watched {
     /// no byte of its answer `stall_timeout`.
     pub fn new(stream: TcpStream, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
         let reading = Box::pin(tokio::time::sleep(head_timeout));
-        Self { stream, phase, head_timeout, stall_timeout, reading, writing: None, lingering: false }
+        Self { stream, phase, head_timeout, stall_timeout, head_until: None, reading, writing: None, lingering: false }
     }
 
     /// Ends a write that no byte moves in for too long.
@@ -99,12 +101,14 @@ impl AsyncRead for Watched {
         let had = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
         if into.filled().len() > had && self.phase.0.turn.compare_exchange(IDLE, HEAD, Relaxed, Relaxed).is_ok() {
-            let deadline = Instant::now() + self.head_timeout;
-            self.reading.as_mut().reset(deadline);
+            self.head_until = Some(Instant::now() + self.head_timeout);
         }
-        // Also where bytes did arrive: drop by drop they would keep the connection for ever.
-        if self.phase.0.turn.load(Relaxed) == HEAD && self.reading.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        // Most heads come in one piece, and never touch the timer. Drop by drop there is a wait after each drop.
+        if read.is_pending() && self.phase.0.turn.load(Relaxed) == HEAD {
+            if let Some(until) = self.head_until.take() {
+                self.reading.as_mut().reset(until);
+            }
+            return self.reading.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()));
         }
         read
     }
