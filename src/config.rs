@@ -78,9 +78,14 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections_max: u32,
 
-    /// How long the headers of a request may take, and a connection may stay idle, in seconds
+    /// How long the head of a request may take, from its first byte, in seconds
     #[arg(long, env = "STREAMKEEP_HEADER_TIMEOUT_SECS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub header_timeout_secs: u32,
+
+    /// How long a connection is kept between requests, and a client may take no byte of its answer, in seconds; longer
+    /// than the gateway in front keeps its own
+    #[arg(long, env = "STREAMKEEP_IDLE_TIMEOUT_SECS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub idle_timeout_secs: u32,
 
     /// How long requests under way may take to end after SIGTERM, in seconds
     #[arg(long, env = "STREAMKEEP_DRAIN_TIMEOUT_SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=3600))]
@@ -290,6 +295,7 @@ impl Serve {
         ServerOptions {
             connections_max: usize::try_from(self.connections_max).unwrap_or(usize::MAX),
             header_timeout: Duration::from_secs(self.header_timeout_secs.into()),
+            idle_timeout: Duration::from_secs(self.idle_timeout_secs.into()),
             drain_timeout: Duration::from_secs(self.drain_timeout_secs.into()),
         }
     }

@@ -72,7 +72,8 @@ pub enum CheckStatus {
 
 /// Is the process alive?
 #[utoipa::path(get, path = "/livez", operation_id = "livez", tag = "operations", responses(
-    (status = 200, description = "Yes", body = Alive, headers(("Cache-Control" = String, description = "`no-store`"))),
+    (status = 200, description = "Yes", body = Alive, headers(
+        ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
     (status = 400, response = super::openapi::BadRequest),
 ))]
 pub async fn livez() -> Response {
@@ -84,7 +85,8 @@ pub async fn livez() -> Response {
 /// 503 while Redis does not answer, the functions cannot be loaded, or the service drains; the member `checks` of the
 /// problem then names each check, as does the body of a 200.
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "operations", responses(
-    (status = 200, description = "Ready", body = Readiness, headers(("Cache-Control" = String, description = "`no-store`"))),
+    (status = 200, description = "Ready", body = Readiness, headers(
+        ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
     (status = 400, response = super::openapi::BadRequest),
     (status = 503, response = super::openapi::NotReady),
 ))]

@@ -9,13 +9,14 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
     App, Limits, etag,
     extract::{Query, StreamPath, accepts_json, condition, idempotency_key, json_body},
+    json::{self, Object, present},
     problem::{Code, Problem},
     streams::write_events,
 };
@@ -31,6 +32,8 @@ use crate::{
 const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
 /// Most events that a conflict carries with `?include=events`.
 const MISSED_MAX: usize = 100;
+/// How a body looks.
+const FORM: &str = r#"{"events":[{"id"?,"type","data","metadata"?}]}"#;
 
 /// Events to be appended, all or none.
 #[derive(Deserialize, ToSchema)]
@@ -39,8 +42,8 @@ const MISSED_MAX: usize = 100;
 pub struct AppendRequest<'a> {
     /// 1 to 1,000 events.
     #[serde(borrow)]
-    #[schema(min_items = 1, max_items = 1000)]
-    events: Vec<EventRequest<'a>>,
+    #[schema(min_items = 1, max_items = 1000, value_type = Vec<EventRequest>)]
+    events: Vec<Object<EventRequest<'a>>>,
 }
 
 /// An event to be appended.
@@ -55,7 +58,7 @@ pub struct EventRequest<'a> {
     id: Option<Cow<'a, str>>,
     /// What happened.
     #[serde(rename = "type", borrow)]
-    #[schema(min_length = 1, max_length = 256, example = "order-placed")]
+    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$", example = "order-placed")]
     kind: Cow<'a, str>,
     /// Any JSON up to 1 MiB; comes back byte for byte.
     #[serde(borrow)]
@@ -65,11 +68,6 @@ pub struct EventRequest<'a> {
     #[serde(borrow, default, deserialize_with = "present")]
     #[schema(value_type = Object, required = false, example = json!({"user": "ada"}))]
     metadata: Option<&'a RawValue>,
-}
-
-/// An optional member may be absent, but is not `null`.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 /// Where the appended events are.
@@ -112,11 +110,12 @@ pub struct AppendResult {
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("include" = inline(Option<super::Include>), Query, description = "`events`: a version conflict carries the events that the caller has missed, 100 at most"),
-        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
-        ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet", example = "*"),
-        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
+        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 3, max_length = 257, pattern = r#"^"[ !#-\[\]-~]+"$"#),
     ),
-    request_body(content = AppendRequest, description = "The events"),
+    request_body(content = AppendRequest, description = "The events",
+        example = json!({"events": [{"type": "order-placed", "data": {"total": 42}, "metadata": {"user": "ada"}}]})),
     responses(
         (status = 201, description = "Appended", body = AppendResult, headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Location" = String, description = "The first event, relative"),
@@ -147,7 +146,7 @@ pub async fn append_events(
     let condition = demanded(condition(&headers)?, &app)?;
     let key = idempotency_key(&headers)?;
     let body = json_body(&headers, body, app.limits.body_bytes, app.limits.body_timeout).await?;
-    let request = parse(&body)?;
+    let request = json::parse(&body, FORM)?;
     let (events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
     let partition = app.store.partition(&stream);
     match app.store.append(partition, &stream, &condition, retry, &events).await {
@@ -171,50 +170,6 @@ fn demanded(condition: Option<Condition>, app: &App) -> Result<Condition, Proble
     }
 }
 
-/// Parses the body without copying data or metadata.
-fn parse(body: &[u8]) -> Result<AppendRequest<'_>, Problem> {
-    let invalid = |detail: String| Problem::new(Code::InvalidJson, detail);
-    // One check of the whole spares one for each string.
-    let text = std::str::from_utf8(body).map_err(|_| invalid("The body is no UTF-8.".to_owned()))?;
-    serde_json::from_str(text).map_err(|error| {
-        if !error.is_data() {
-            return invalid(format!("The body is no JSON: {error}."));
-        }
-        // Again, and slower, to say where.
-        let reader = &mut serde_json::Deserializer::from_str(text);
-        let place = serde_path_to_error::deserialize::<_, AppendRequest<'_>>(reader);
-        let pointer = place.err().map(|error| pointer(error.path())).unwrap_or_default();
-        invalid("The body is {\"events\":[{\"id\"?,\"type\",\"data\",\"metadata\"?}]}.".to_owned())
-            .at(pointer, what(&error))
-    })
-}
-
-/// A JSON pointer as a fragment (RFC 6901 §6).
-fn pointer(path: &serde_path_to_error::Path) -> String {
-    use serde_path_to_error::Segment;
-    path.iter().fold("#".to_owned(), |pointer, segment| match segment {
-        Segment::Seq { index } => format!("{pointer}/{index}"),
-        Segment::Map { key } if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
-            format!("{pointer}/{key}")
-        }
-        _ => pointer,
-    })
-}
-
-/// What serde says is wrong, without the client's own text in it.
-fn what(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    if text.starts_with("unknown field") {
-        let expected = text.split_once("expected").map_or("", |(_, expected)| expected);
-        let expected = expected.split(" at line").next().unwrap_or_default().trim();
-        return format!("there is a member that is not known here; known: {expected}");
-    }
-    match text.split_once(", expected ") {
-        Some((_, expected)) => format!("expected {expected}"),
-        None => text,
-    }
-}
-
 /// Checks the events and gives each its id.
 fn new_events<'a>(
     stream: &StreamId,
@@ -230,10 +185,10 @@ fn new_events<'a>(
         let detail = format!("A request has at most {} events.", limits.events);
         return Err(Problem::new(Code::PayloadTooLarge, detail));
     }
-    let repeatable = key.is_some() || events.iter().any(|event| event.id.is_some());
+    let repeatable = key.is_some() || events.iter().any(|Object(event)| event.id.is_some());
     let mut seen = HashSet::new();
     let mut checked = Vec::with_capacity(events.len());
-    for (index, event) in events.into_iter().enumerate() {
+    for (index, Object(event)) in events.into_iter().enumerate() {
         let event = new_event(stream, index, event, key, limits)?;
         if repeatable && !seen.insert(event.id.clone()) {
             let problem = Problem::new(Code::InvalidEvent, "An id stands twice in the request.");
@@ -314,9 +269,9 @@ async fn conflict(
     let expected = condition.expected();
     let mut problem = Problem::from(Error::WrongVersion { current })
         .header(header::ETAG, etag(current))
-        .with("stream", json(stream))
-        .with("expected_version", json(&expected))
-        .with("current_version", json(&current));
+        .with("stream", written(stream))
+        .with("expected_version", written(&expected))
+        .with("current_version", written(&current));
     if include && current > Version::ZERO {
         let known = expected.and_then(|versions| versions.into_iter().max()).unwrap_or_default();
         let page =
@@ -330,7 +285,7 @@ async fn conflict(
     problem
 }
 
-fn json(value: &impl Serialize) -> String {
+fn written(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("plain values are JSON")
 }
 

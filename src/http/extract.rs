@@ -13,6 +13,11 @@ use percent_encoding::percent_decode_str;
 use super::problem::{Code, Problem};
 use crate::model::{Condition, StreamId, Version};
 
+/// The bodies that are read (W3C LDP §7.1), with every refusal of another kind.
+pub const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+/// The only kind, so far.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// The stream of the path.
 pub struct StreamPath(pub StreamId);
 
@@ -237,23 +242,39 @@ fn unquote(text: &str) -> Option<String> {
     Some(key)
 }
 
-/// That the client takes JSON (RFC 9110 §12.5.1); without `Accept` it takes anything.
+/// That the client takes JSON (RFC 9110 §12.5.1); without `Accept` it takes anything. Of the ranges that fit, the
+/// most specific one decides.
 ///
 /// # Errors
 /// `not-acceptable`
 pub fn accepts_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut values = headers.get_all(header::ACCEPT).iter().peekable();
-    if values.peek().is_none() {
-        return Ok(());
+    let specificity = |range: &str| match range {
+        "application/json" => Some(3),
+        "application/*" => Some(2),
+        "*/*" => Some(1),
+        _ => None,
+    };
+    let mut accepted = headers.get_all(header::ACCEPT).iter().all(|value| value.as_bytes().trim_ascii().is_empty());
+    let mut best = 0;
+    for (range, weight) in weighted(headers, &header::ACCEPT) {
+        if let Some(rank) = specificity(&range).filter(|rank| *rank >= best) {
+            accepted = weight > 0.0 || (rank == best && accepted);
+            best = rank;
+        }
     }
-    let accepted = values.filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(|range| {
-        let mut parts = range.split(';').map(str::trim);
-        let media = parts.next().unwrap_or_default().to_ascii_lowercase();
-        let refused =
-            parts.filter_map(|part| part.strip_prefix("q=")).any(|q| f32::from_str(q).is_ok_and(|q| q == 0.0));
-        matches!(media.as_str(), "application/json" | "application/*" | "*/*" | "") && !refused
-    });
     if accepted { Ok(()) } else { Err(Problem::new(Code::NotAcceptable, "The answer is application/json.")) }
+}
+
+/// What a header of negotiation names, in small letters, and how much it is wanted (RFC 9110 §12.4.2); 0: not at all.
+pub fn weighted(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = (String, f32)> {
+    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
+    lines.flat_map(|line| line.split(',')).map(|item| {
+        let item = item.to_ascii_lowercase();
+        let mut parts = item.split(';').map(str::trim);
+        let named = parts.next().unwrap_or_default().to_owned();
+        let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| f32::from_str(q).unwrap_or(0.0));
+        (named, weight)
+    })
 }
 
 /// Reads a JSON body of at most `max` bytes (after decompression) that arrives within `patience`.
@@ -262,7 +283,12 @@ pub fn accepts_json(headers: &HeaderMap) -> Result<(), Problem> {
 /// `unsupported-media-type`, `payload-too-large`, `request-timeout`, `invalid-json`
 pub async fn json_body(headers: &HeaderMap, body: Body, max: usize, patience: Duration) -> Result<Bytes, Problem> {
     check_json_type(headers)?;
-    let too_large = || Problem::new(Code::PayloadTooLarge, format!("A body has at most {max} bytes."));
+    let close = || (header::CONNECTION, HeaderValue::from_static("close"));
+    let too_large = || {
+        let problem = Problem::new(Code::PayloadTooLarge, format!("A body has at most {max} bytes."));
+        // What is left of the body is not read.
+        problem.header(close().0, close().1)
+    };
     let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > max) {
         return Err(too_large());
@@ -273,14 +299,16 @@ pub async fn json_body(headers: &HeaderMap, body: Body, max: usize, patience: Du
         Ok(Err(_)) => Err(Problem::new(Code::InvalidJson, "The body broke off, or cannot be decompressed.")),
         Err(_) => {
             let detail = format!("A body arrives within {} seconds.", patience.as_secs());
-            let close = HeaderValue::from_static("close");
-            Err(Problem::new(Code::RequestTimeout, detail).header(header::CONNECTION, close))
+            Err(Problem::new(Code::RequestTimeout, detail).header(close().0, close().1))
         }
     }
 }
 
 fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let text = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    // Two types are none: nobody knows which one was meant.
+    let one = types.next().filter(|_| types.next().is_none());
+    let text = one.and_then(|value| value.to_str().ok()).unwrap_or_default();
     let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
     let json = parts.next().is_some_and(|media| media == "application/json");
     let utf8 = parts.all(|part| part.strip_prefix("charset=").is_none_or(|set| set.trim_matches('"') == "utf-8"));
@@ -288,9 +316,7 @@ fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "Send Content-Type: application/json (in UTF-8).";
-    let readable = HeaderValue::from_static("application/json");
-    let accept_post = HeaderName::from_static("accept-post");
-    Err(Problem::new(Code::UnsupportedMediaType, detail).header(accept_post, readable))
+    Err(Problem::new(Code::UnsupportedMediaType, detail).header(ACCEPT_POST, JSON))
 }
 
 #[cfg(test)]

@@ -46,10 +46,10 @@ pub struct LogPageDocument {
 #[utoipa::path(
     get, path = "/events", operation_id = "readLog", tag = "log",
     params(
-        ("after" = inline(Option<String>), Query, description = "`next` of the page before; absent: from the beginning"),
+        ("after" = inline(Option<String>), Query, description = "`next` of the page before; absent: from the beginning", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
         ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100)", minimum = 1, maximum = 1000),
-        ("category" = inline(Option<String>), Query, description = "Only events of streams in this category", example = "order"),
-        ("stream" = inline(Option<String>), Query, description = "Only events of this stream", example = "order-12345"),
+        ("category" = inline(Option<String>), Query, description = "Only events of streams in this category", example = "order", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+]+$"),
+        ("stream" = inline(Option<String>), Query, description = "Only events of this stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
     ),
     responses(
         (status = 200, description = "A page", body = LogPageDocument, headers(

@@ -2,47 +2,30 @@
 
 mod admin;
 mod append;
+mod connection;
 mod extract;
+mod json;
 mod log;
 mod openapi;
 mod problem;
 mod request;
 mod server;
+mod service;
 mod streams;
 
-use std::{any::Any, convert::Infallible, ops::Deref, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    body::Body,
-    http::{HeaderValue, Request, StatusCode, header},
-    response::{IntoResponse as _, Response},
-};
-use futures::FutureExt as _;
-use hyper::body::Incoming;
+use axum::http::HeaderValue;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
-use tower::{Layer as _, Service, ServiceExt as _, service_fn};
-use tower_http::{
-    CompressionLevel,
-    compression::{
-        CompressionBody, CompressionLayer,
-        predicate::{Predicate as _, SizeAbove},
-    },
-    decompression::RequestDecompressionLayer,
-};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
-use utoipa_swagger_ui::SwaggerUi;
 
 pub use openapi::document;
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
 use crate::{model::Version, store::Store};
-
-/// Answers below this size are not worth compressing.
-const COMPRESS_FROM: u64 = 1024;
 
 /// What requests may bring.
 #[derive(Clone, Debug)]
@@ -141,45 +124,10 @@ pub enum DirectionName {
 
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(openapi::base()).merge(streams::router()).merge(log::router()).merge(admin::router())
-}
-
-/// The service. The layers stand around the router, not in it: there, each would cost every request a boxed service and
-/// a boxed future.
-fn service(
-    app: App,
-) -> impl Service<Request<Incoming>, Response = Response<CompressionBody<Body>>, Error = Infallible, Future: Send> + Clone
-{
-    let (routes, document) = routes().split_for_parts();
-    let router = routes.with_state(app).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
-    let compress = SizeAbove::new(COMPRESS_FROM).and(tower_http::compression::predicate::NotForContentType::SSE);
-    let enveloped = service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
-        async move { Ok(request::envelope(request, |request| routed(router, request)).await) }
-    });
-    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress).layer(enveloped)
-}
-
-/// The router's answer; that to a panic, where a handler panicked.
-async fn routed(router: Router, request: Request<Incoming>) -> Response {
-    let compressed = request.headers().contains_key(header::CONTENT_ENCODING);
-    let answer = async {
-        if compressed {
-            let response = RequestDecompressionLayer::new().layer(router).oneshot(request).await;
-            response.map(|response| response.map(Body::new)).unwrap_or_else(|never| match never {})
-        } else {
-            router.oneshot(request).await.unwrap_or_else(|never| match never {})
-        }
-    };
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "the form that the layer asks for")]
-fn panicked(panic: Box<dyn Any + Send>) -> Response {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
-    tracing::error!(panic = text, "a handler panicked");
-    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+    let base = OpenApiRouter::with_openapi(openapi::base());
+    let mut routes = base.merge(streams::router()).merge(log::router()).merge(admin::router());
+    openapi::complete(routes.get_openapi_mut());
+    routes
 }
 
 /// The strong entity tag of a version.

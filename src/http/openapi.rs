@@ -4,7 +4,8 @@ use serde::Serialize;
 use utoipa::{
     OpenApi, ToResponse, ToSchema,
     openapi::{
-        Content, HeaderBuilder, ObjectBuilder, OpenApi as Document, Ref, RefOr, Response, ResponseBuilder, Type,
+        Content, HeaderBuilder, ObjectBuilder, OpenApi as Document, Ref, RefOr, Response, ResponseBuilder, Schema,
+        Type, schema::SchemaType,
     },
 };
 
@@ -23,7 +24,34 @@ pub fn document() -> Document {
 
 /// All but the routes.
 pub fn base() -> Document {
-    Base::openapi()
+    // Nobody is asked for credentials: said by an empty list, for without one a reader cannot know.
+    let mut document = Base::openapi();
+    document.security = Some(Vec::new());
+    document
+}
+
+/// Mends what the macros cannot say: a header that is optional may be absent, but is not `null`.
+pub fn complete(document: &mut Document) {
+    for item in document.paths.paths.values_mut() {
+        let operations =
+            [&mut item.get, &mut item.head, &mut item.post, &mut item.put, &mut item.delete, &mut item.patch];
+        let operations = operations.into_iter().flatten();
+        for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
+            let RefOr::T(parameter) = parameter else { continue };
+            if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
+                without_null(&mut schema.schema_type);
+            }
+        }
+    }
+}
+
+fn without_null(kind: &mut SchemaType) {
+    if let SchemaType::Array(types) = kind {
+        types.retain(|one| *one != Type::Null);
+        if let [only] = types.as_slice() {
+            *kind = SchemaType::Type(only.clone());
+        }
+    }
 }
 
 macro_rules! problems {
@@ -89,6 +117,14 @@ fn problem(schema: &str, description: &str) -> Response {
         .header("X-Request-Id", header("Id of this request"));
     if schema == "ConflictProblem" {
         response = response.header("ETag", header("With `version-conflict`: the stream's version, quoted"));
+    }
+    if description.contains("another version") {
+        response = response.header("ETag", header("The stream's version, quoted"));
+    }
+    if description.contains("Accept-Post") {
+        response = response.header("Accept-Post", header("The media types that are read"));
+        response = response
+            .header("Accept-Encoding", header("The codings that are read, where `Content-Encoding` is at fault"));
     }
     if description.contains("Retry-After") || schema == "NotReadyProblem" {
         response = response.header("Retry-After", header("Seconds to wait"));

@@ -288,6 +288,7 @@ pub struct ProblemDocument {
     /// The type in a few words.
     pub title: String,
     /// The HTTP status.
+    #[schema(value_type = i32, minimum = 400, maximum = 599, example = 409)]
     pub status: u16,
     /// This case, and what to do next.
     pub detail: String,

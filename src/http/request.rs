@@ -1,15 +1,18 @@
 //! What surrounds every request: its id, the rules that hold on every route, and the problem document of what failed.
 
-use std::time::Instant;
+use std::{cmp::Ordering, time::Instant};
 
 use axum::{
     body::Body,
-    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, uri::Authority},
     response::{IntoResponse as _, Response},
 };
 use uuid::Uuid;
 
-use super::problem::{Code, Problem};
+use super::{
+    extract::{ACCEPT_POST, JSON, weighted},
+    problem::{Code, Problem},
+};
 
 /// `X-Request-Id`, kept or made, on every answer and log line.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -25,7 +28,7 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 
 /// Has `next` answer, unless the request is refused before.
 pub async fn envelope<B, N: Future<Output = Response>>(
-    request: Request<B>,
+    mut request: Request<B>,
     next: impl FnOnce(Request<B>) -> N,
 ) -> Response {
     let began = Instant::now();
@@ -40,7 +43,7 @@ pub async fn envelope<B, N: Future<Output = Response>>(
         }
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let mut response = match refusal(&request) {
+    let mut response = match refusal(&request).or_else(|| content_coding(request.headers_mut()).err()) {
         Some(problem) => {
             let mut response = problem.into_response();
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -48,10 +51,10 @@ pub async fn envelope<B, N: Future<Output = Response>>(
         }
         None => next(request).await,
     };
-    if method == Method::OPTIONS && response.status() == StatusCode::METHOD_NOT_ALLOWED {
-        *response.status_mut() = StatusCode::NO_CONTENT;
-    }
+    allow_options(&method, &mut response);
     let mut response = with_document(response, uuid);
+    without_wrong_length(&method, &mut response);
+    vary(&method, response.headers_mut());
     response.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(&id).expect("its characters were checked"));
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -76,10 +79,84 @@ fn refusal<B>(request: &Request<B>) -> Option<Problem> {
         let detail = format!("A request has at most {HEADERS_MAX} header fields, of {HEADER_BYTES_MAX} bytes in all.");
         return Some(Problem::new(Code::HeadersTooLarge, detail));
     }
-    if request.version() == Version::HTTP_11 && headers.get_all(header::HOST).iter().count() != 1 {
-        return Some(Problem::new(Code::InvalidRequest, "An HTTP/1.1 request has one Host field (RFC 9112 §3.2)."));
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let good_host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => is_host(host.as_bytes()),
+        (None, _) => request.version() < Version::HTTP_11,
+        (Some(_), Some(_)) => false,
+    };
+    if good_host {
+        return None;
     }
-    None
+    Some(Problem::new(Code::InvalidRequest, "A request has one Host field, with a host in it (RFC 9112 §3.2)."))
+}
+
+/// A host and its port, or nothing (RFC 9110 §7.2).
+fn is_host(text: &[u8]) -> bool {
+    text.is_empty() || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
+}
+
+/// Writes the coding of the body as the decompressing layer wants it: that one knows neither capitals nor `x-gzip`
+/// (RFC 9110 §8.4.1), and of several codings only the first.
+fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
+    let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let Some(coding) = codings.next() else { return Ok(()) };
+    let known = match coding.as_bytes().to_ascii_lowercase().as_slice() {
+        b"gzip" | b"x-gzip" => Some("gzip"),
+        b"zstd" => Some("zstd"),
+        b"identity" => Some("identity"),
+        _ => None,
+    };
+    let Some(coding) = known.filter(|_| codings.next().is_none()) else {
+        let detail = "Bodies are read plain, or with Content-Encoding gzip or zstd, not both.";
+        return Err(Problem::new(Code::UnsupportedMediaType, detail)
+            .header(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip, zstd"))
+            .header(ACCEPT_POST, JSON));
+    };
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
+    Ok(())
+}
+
+/// What a cache may keep depends on what the client takes.
+fn vary(method: &Method, headers: &mut HeaderMap) {
+    let kept = headers.get(header::CACHE_CONTROL).is_none_or(|control| control != "no-store");
+    if kept && matches!(*method, Method::GET | Method::HEAD) {
+        headers.insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
+    }
+}
+
+/// Every address answers OPTIONS; the router knows the other methods.
+fn allow_options(method: &Method, response: &mut Response) {
+    if let Some(allow) = response.headers_mut().get_mut(header::ALLOW) {
+        let methods = allow.to_str().unwrap_or_default().split(',').map(str::trim).chain(["OPTIONS"]);
+        let methods: Vec<_> = methods.filter(|method| !method.is_empty()).collect();
+        *allow = HeaderValue::from_str(&methods.join(", ")).expect("method names are ASCII");
+    }
+    if method == Method::OPTIONS && response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+}
+
+/// Removes a length that is not that of the answer to GET: our 304, and HEAD of a stream, do not know it, and a 204 has
+/// none (RFC 9110 §8.6).
+fn without_wrong_length(method: &Method, response: &mut Response) {
+    let bodyless = matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let headers = response.headers_mut();
+    if bodyless || (method == Method::HEAD && headers.get(header::CONTENT_LENGTH).is_some_and(|length| length == "0")) {
+        headers.remove(header::CONTENT_LENGTH);
+    }
+}
+
+/// Forgets an `Accept-Encoding` that refuses the plain form (`identity;q=0`, `*;q=0`). Where that leaves no coding of
+/// ours, the compressing layer would turn the answer of an append that has been written into a 406.
+pub fn without_refused_identity<B>(mut request: Request<B>) -> Request<B> {
+    let refused = |(coding, weight): (String, f32)| {
+        matches!(coding.as_str(), "identity" | "*") && weight.partial_cmp(&0.0) != Some(Ordering::Greater)
+    };
+    if weighted(request.headers(), &header::ACCEPT_ENCODING).any(refused) {
+        request.headers_mut().remove(header::ACCEPT_ENCODING);
+    }
+    request
 }
 
 /// Gives a failed response its problem document: that of our handlers, or one for what the framework refused.
@@ -106,9 +183,6 @@ fn of_framework(status: StatusCode) -> Option<Problem> {
         StatusCode::NOT_FOUND => (Code::NotFound, "The addresses that there are stand in /openapi.json."),
         StatusCode::METHOD_NOT_ALLOWED => (Code::MethodNotAllowed, "The Allow header lists the methods that fit."),
         StatusCode::PAYLOAD_TOO_LARGE => (Code::PayloadTooLarge, "The body is over the limit."),
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
-            (Code::UnsupportedMediaType, "Bodies are read plain, or with Content-Encoding gzip or zstd.")
-        }
         status if status.is_server_error() => (Code::Internal, "The failure was logged under this request's id."),
         status if status.is_client_error() => (Code::InvalidRequest, "The request was refused."),
         _ => return None,

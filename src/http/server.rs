@@ -1,20 +1,34 @@
 //! The accept loop: limits and timeouts that `axum::serve` does not have, and an orderly end.
 
-use std::{pin::pin, sync::Arc, time::Duration};
-
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
+use std::{
+    convert::Infallible,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
 };
+
+use axum::{body::HttpBody, http::Request};
+use hyper::{
+    body::{Frame, Incoming, SizeHint},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pin_project_lite::pin_project;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
-use super::{App, service};
+use super::{
+    App,
+    connection::{Busy, Phase, Watched},
+    service::{Answers, service},
+};
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -24,15 +38,23 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct ServerOptions {
     /// Most connections at once; further ones wait in the kernel's queue.
     pub connections_max: usize,
-    /// How long a request's headers may take, and a connection may stay idle.
+    /// How long the head of a request may take, from its first byte.
     pub header_timeout: Duration,
+    /// How long a connection is kept between requests, and a client may take no byte of its answer.
+    pub idle_timeout: Duration,
     /// How long requests under way may take to end, once the service is to end.
     pub drain_timeout: Duration,
 }
 
 impl Default for ServerOptions {
     fn default() -> Self {
-        Self { connections_max: 10_000, header_timeout: Duration::from_secs(10), drain_timeout: Duration::from_secs(8) }
+        Self {
+            connections_max: 10_000,
+            header_timeout: Duration::from_secs(10),
+            // Longer than gateways keep theirs (60 s is common), so that it is never ours that closes under a request.
+            idle_timeout: Duration::from_secs(75),
+            drain_timeout: Duration::from_secs(8),
+        }
     }
 }
 
@@ -46,23 +68,9 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
         loop {
             let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            let (service, shutdown) = (service.clone(), shutdown.clone());
-            let header_timeout = options.header_timeout;
+            let connection = connection(stream, service.clone(), options.clone(), shutdown.clone());
             connections.spawn(async move {
-                let service = TowerToHyperService::new(service);
-                let mut builder = http1::Builder::new();
-                builder.timer(TokioTimer::new()).header_read_timeout(header_timeout);
-                let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
-                let ended = tokio::select! {
-                    ended = &mut connection => ended,
-                    () = shutdown.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
-                    }
-                };
-                if let Err(error) = ended {
-                    debug!(%error, "connection ended");
-                }
+                connection.await;
                 drop(permit);
             });
         }
@@ -75,6 +83,42 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     connections.close();
     if tokio::time::timeout(options.drain_timeout, connections.wait()).await.is_err() {
         warn!(connections = connections.len(), "connections were still busy at the end of the drain");
+    }
+}
+
+/// Serves one connection to its end.
+async fn connection(
+    stream: TcpStream,
+    service: impl Answers<Incoming>,
+    options: ServerOptions,
+    shutdown: CancellationToken,
+) {
+    let phase = Phase::default();
+    let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout);
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (busy, service) = (phase.busy(), service.clone());
+        let has_body = !request.body().is_end_stream();
+        async move {
+            let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
+            if has_body && response.status().is_client_error() {
+                busy.leaves_body_unread();
+            }
+            Ok::<_, Infallible>(response.map(|body| AtWork { body, _busy: busy }))
+        }
+    });
+    let mut builder = http1::Builder::new();
+    // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
+    builder.timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "connection ended");
     }
 }
 
@@ -91,5 +135,31 @@ async fn accept(listener: &TcpListener) -> TcpStream {
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+pin_project! {
+    /// The body of an answer: the request is at work until it is dropped.
+    struct AtWork<B> {
+        #[pin]
+        body: B,
+        _busy: Busy,
+    }
+}
+
+impl<B: HttpBody> HttpBody for AtWork<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.project().body.poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

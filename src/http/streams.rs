@@ -86,13 +86,14 @@ pub struct StreamPageDocument {
         ("to" = inline(Option<i64>), Query, description = "Last version wanted (default: the newest; backward: the first)", minimum = 1, maximum = 9_007_199_254_740_991_i64),
         ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100)", minimum = 1, maximum = 1000),
         ("direction" = inline(Option<super::DirectionName>), Query, description = "`forward` (default) or `backward`"),
-        ("If-None-Match" = inline(Option<String>), Header, description = "A version that the caller has", example = "\"7\""),
+        ("If-None-Match" = inline(Option<String>), Header, description = "A version that the caller has: answered 304", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do; 412 otherwise", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
     ),
     responses(
         (status = 200, description = "A page", body = StreamPageDocument, headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept"),
             ("Link" = String, description = "`next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"))),
+        (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, response = super::openapi::BadRequest), (status = 404, response = super::openapi::NotFound),
         (status = 406, response = super::openapi::NotAcceptable), (status = 410, response = super::openapi::Gone),
         (status = 412, response = super::openapi::PreconditionFailed), (status = 503, response = super::openapi::Unavailable),
@@ -124,12 +125,13 @@ pub async fn read_stream(
     head, path = "/streams/{id}", operation_id = "headStream", tag = "streams",
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
-        ("If-None-Match" = inline(Option<String>), Header, description = "A version that the caller has", example = "\"7\""),
+        ("If-None-Match" = inline(Option<String>), Header, description = "A version that the caller has: answered 304", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do; 412 otherwise", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
     ),
     responses(
         (status = 200, description = "The stream exists", headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"))),
+        (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, description = "Malformed"), (status = 404, description = "No such stream"), (status = 406, description = "Not acceptable"),
         (status = 410, description = "Deleted for ever"), (status = 412, description = "The stream is at another version"), (status = 503, description = "The storage is not available"),
     )
@@ -155,12 +157,13 @@ pub async fn head_stream(
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("version" = i64, Path, description = "The event's version", minimum = 1, maximum = 9_007_199_254_740_991_i64),
-        ("If-None-Match" = inline(Option<String>), Header, description = "The event's version, where the caller has it", example = "\"7\""),
+        ("If-None-Match" = inline(Option<String>), Header, description = "The event's version, where the caller has it: answered 304", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do; 412 otherwise", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
     ),
     responses(
         (status = 200, description = "The event", body = EventDocument, headers(
             ("ETag" = String, description = "The event's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets events be kept"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 304, description = "The caller has it", headers(("ETag" = String, description = "The event's version, quoted"))),
+        (status = 304, description = "The caller has it", headers(("ETag" = String, description = "The event's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, response = super::openapi::BadRequest), (status = 404, response = super::openapi::NotFound),
         (status = 406, response = super::openapi::NotAcceptable), (status = 410, response = super::openapi::Gone),
         (status = 412, response = super::openapi::PreconditionFailed), (status = 503, response = super::openapi::Unavailable),
@@ -290,12 +293,11 @@ fn links(request: PageRequest, page: &Page, with_last: bool) -> HeaderValue {
 }
 
 fn fresh_headers(version: Option<Version>) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(3);
+    let mut headers = HeaderMap::with_capacity(2);
     if let Some(version) = version {
         headers.insert(header::ETAG, etag(version));
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
-    headers.insert(header::VARY, HeaderValue::from_static("accept"));
     headers
 }
 

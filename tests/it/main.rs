@@ -6,8 +6,16 @@ mod app;
 
 mod append;
 mod faults;
+mod input;
+mod input_answers;
+mod input_headers;
+mod input_json;
+mod input_limits;
+mod input_paths;
+mod input_wire;
 mod log;
 mod migrations;
+mod openapi;
 mod proxy;
 mod read;
 mod readme;
