@@ -5,3 +5,4 @@
 mod app;
 
 mod append;
+mod import_export;
