@@ -204,12 +204,16 @@ pub struct Import {
     /// different events
     #[arg(long, default_value = "")]
     pub source: String,
+
+    /// How long one event is tried again while the service cannot be reached or has no time, in seconds
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub retry_secs: u32,
 }
 
 /// Settings of `export`.
 #[derive(Args, Debug)]
 pub struct Export {
-    /// File to write; - for standard output
+    /// File to write, compressed where it ends in .gz; - for standard output
     #[arg(default_value = "-")]
     pub file: PathBuf,
 
@@ -224,6 +228,10 @@ pub struct Export {
     /// Only streams in this category
     #[arg(long)]
     pub category: Option<String>,
+
+    /// How long one page is asked for again while the service cannot be reached or has no time, in seconds
+    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]
+    pub retry_secs: u32,
 }
 
 /// Settings of `health`.

@@ -1,8 +1,11 @@
 //! The commands. `main` parses the settings and calls one of these.
 
+mod client;
 mod export;
 mod health;
 mod import;
+mod ndjson;
+mod progress;
 mod serve;
 
 pub use export::export;
@@ -10,5 +13,21 @@ pub use health::health;
 pub use import::import;
 pub use serve::{migrate, serve};
 
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
 /// What a command failed of, in one sentence for the operator.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Cancels on SIGTERM and SIGINT, which from now on do not end the process by themselves.
+fn cancel_on_signal(shutdown: CancellationToken) -> Result<(), Failure> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        shutdown.cancel();
+    });
+    Ok(())
+}

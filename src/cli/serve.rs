@@ -3,14 +3,11 @@
 use std::time::Duration;
 
 use redis::ConnectionInfo;
-use tokio::{
-    net::TcpListener,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::Failure;
+use super::{Failure, cancel_on_signal};
 use crate::{
     config::{Migrate, Serve, Storage},
     http::{self, App, AppState},
@@ -87,17 +84,5 @@ async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo
 async fn stop(server: Option<RedisServer>) -> Result<(), Failure> {
     tokio::task::spawn_blocking(move || drop(server)).await?;
     info!("stopped");
-    Ok(())
-}
-
-fn cancel_on_signal(shutdown: CancellationToken) -> Result<(), Failure> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        shutdown.cancel();
-    });
     Ok(())
 }

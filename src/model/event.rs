@@ -34,6 +34,14 @@ impl EventId {
         Self(Uuid::new_v5(&SPACE, format!("{stream}\n{index}\n{key}").as_bytes()).to_string())
     }
 
+    /// The id of an imported event that has none: UUIDv5 of the name of its source, the number of its line and the
+    /// bytes of that line, so another import of the same source finds it there already.
+    #[must_use]
+    pub fn from_line(source: &str, number: u64, line: &str) -> Self {
+        const SPACE: Uuid = uuid::uuid!("c38a3870-6bd9-40b0-98f0-c7092963e40b");
+        Self(Uuid::new_v5(&SPACE, format!("{source}\n{number}\n{line}").as_bytes()).to_string())
+    }
+
     /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {

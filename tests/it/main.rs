@@ -6,6 +6,7 @@ mod app;
 
 mod append;
 mod faults;
+mod import_export;
 mod input;
 mod input_answers;
 mod input_headers;

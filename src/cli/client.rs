@@ -1,0 +1,174 @@
+//! Requests to a running service, repeated while that can help. Only requests that are safe to repeat go through here:
+//! reads, and appends whose events carry ids.
+
+use std::{error::Error, time::Duration};
+
+use bytes::Bytes;
+use reqwest::{Request, StatusCode, Url, header, redirect};
+use serde::Deserialize;
+use tokio::time::{Instant, sleep};
+
+use super::Failure;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the service may be silent within a request, well over the default of `--redis-timeout-ms`.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// Idle connections are left before the service closes them (`--header-timeout-secs`, 10 by default).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Upper bound of the first pause; doubled with each further one.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+/// Upper bound of every pause, and the most that `Retry-After` can ask for.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// What is shown of an answer that is no problem document, in characters.
+const EXCERPT_MAX: usize = 200;
+
+/// A service, and how long one request to it is repeated.
+pub struct Client {
+    http: reqwest::Client,
+    base: Url,
+    patience: Duration,
+}
+
+/// A whole answer.
+pub struct Answer {
+    /// Its status; never one that a repeat might change.
+    pub status: StatusCode,
+    /// Its body.
+    pub body: Bytes,
+    location: Option<String>,
+    retry_after: Duration,
+}
+
+/// The members of a problem document (RFC 9457) that a person needs.
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    detail: String,
+    #[serde(default)]
+    errors: Vec<FieldProblem>,
+}
+
+#[derive(Deserialize)]
+struct FieldProblem {
+    detail: String,
+}
+
+impl Client {
+    /// A client of the service at `url`; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Where `url` is no address of a service.
+    pub fn new(url: &str, patience: Duration) -> Result<Self, Failure> {
+        let base = Url::parse(url).map_err(|error| format!("the address {url:?} cannot be used: {error}"))?;
+        match base.scheme() {
+            "http" => {}
+            "https" => return Err("TLS is not built in yet: give --url an http:// address".into()),
+            other => return Err(format!("the address {url:?} begins with {other}: instead of http:").into()),
+        }
+        if base.query().is_some() || base.fragment().is_some() {
+            return Err(format!("the address {url:?} has a ? or # in it; give the part before it").into());
+        }
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("streamkeep/", env!("CARGO_PKG_VERSION")))
+            // A redirected POST may become a GET, whose 200 would look like an append that was already there.
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build()?;
+        Ok(Self { http, base, patience })
+    }
+
+    /// The address of `path`, which begins with a slash, below that of the service.
+    #[must_use]
+    pub fn address(&self, path: &str) -> Url {
+        let mut address = self.base.clone();
+        address.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        address
+    }
+
+    /// Sends a request, again and again while the service cannot be reached or says that it is a matter of time:
+    /// with exponential backoff and full jitter, so that many clients do not come back at the same moment.
+    ///
+    /// # Errors
+    /// Where it still is so when the patience is over; the last request may end up to 30 s later.
+    pub async fn send(&self, request: Request) -> Result<Answer, Failure> {
+        let until = Instant::now() + self.patience;
+        let mut bound = PAUSE_FIRST;
+        loop {
+            let again = request.try_clone().expect("bodies are bytes in memory");
+            let (trouble, asked) = match self.send_once(again).await {
+                Ok(answer) if !passes(answer.status) => return Ok(answer),
+                Ok(answer) => (answer.problem(), answer.retry_after),
+                Err(error) if error.is_builder() => return Err(error.into()),
+                Err(error) => (self.unreachable(&error), Duration::ZERO),
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(format!("gave up after {} s: {trouble}", self.patience.as_secs()).into());
+            }
+            let pause = asked.min(PAUSE_MAX) + bound.mul_f64(fastrand::f64());
+            sleep(pause.min(left)).await;
+            bound = (bound * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn send_once(&self, request: Request) -> reqwest::Result<Answer> {
+        let response = self.http.execute(request).await?;
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let retry_after = header(header::RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let (status, location) = (response.status(), header(header::LOCATION));
+        let body = response.bytes().await?;
+        Ok(Answer { status, body, location, retry_after: retry_after.unwrap_or_default() })
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> String {
+        let what = if error.is_timeout() { "does not answer" } else { "cannot be reached" };
+        // The cause is at the bottom: what stands above repeats that a request failed.
+        let mut cause: &dyn Error = error;
+        while let Some(below) = cause.source() {
+            cause = below;
+        }
+        // The origin only: the address may hold a password.
+        format!("the service at {} {what}: {cause}", self.base.origin().ascii_serialization())
+    }
+}
+
+/// Whether the same request may succeed a little later, without anybody doing anything.
+fn passes(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::REQUEST_TIMEOUT
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+impl Answer {
+    /// What a failed request was answered, in one line.
+    #[must_use]
+    pub fn problem(&self) -> String {
+        let status = self.status.as_u16();
+        if let Ok(Problem { code, detail, errors }) = serde_json::from_slice(&self.body) {
+            // "Event 0: …" says less than the error of its member.
+            let what = match errors.first() {
+                Some(error) if code != "invalid-json" => &error.detail,
+                _ => &detail,
+            };
+            return format!("{status} {code}: {what}");
+        }
+        if let Some(location) = self.location.as_ref().filter(|_| self.status.is_redirection()) {
+            return format!("{status}: the service is at {location}");
+        }
+        let text = String::from_utf8_lossy(&self.body);
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        format!("{status}: {}", text.chars().take(EXCERPT_MAX).collect::<String>())
+    }
+}
+
+/// What follows from an answer that should be JSON of ours and is not.
+pub fn foreign(error: &serde_json::Error) -> Failure {
+    format!("the answer is not that of Streamkeep; is --url right? ({error})").into()
+}

@@ -1,4 +1,0 @@
-use super::Failure;
-pub async fn export(_: crate::config::Export) -> Result<(), Failure> {
-    Err("later".into())
-}
