@@ -19,7 +19,7 @@ async fn read_all(app: &TestApp, query: &str) -> (Vec<serde_json::Value>, String
         let cursor = if after.is_empty() { String::new() } else { format!("&after={after}") };
         let page = app.get(&format!("/events?{query}{cursor}")).await.expect(200).json();
         events.extend(page["events"].as_array().unwrap().iter().cloned());
-        after = page["next"].as_str().unwrap().to_owned();
+        page["next"].as_str().unwrap().clone_into(&mut after);
         if page["caught_up"] == true {
             return (events, after);
         }

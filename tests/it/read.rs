@@ -145,7 +145,7 @@ test_app! {
 #[tokio::test]
 async fn shared_caches_may_keep_what_never_changes() {
     let redis = TestRedis::start().await;
-    let app = TestApp::start_with(redis, 1, |config| config.cache_max_age = Duration::from_secs(60)).await;
+    let app = TestApp::start_with(redis, 1, |config| config.cache_max_age = Duration::from_mins(1)).await;
     ten(&app).await;
     let full = app.get("/streams/order-1?limit=4").await.expect(200);
     assert_eq!(full.header("cache-control"), "public, max-age=60, immutable");
