@@ -154,7 +154,9 @@ pub async fn append_events(
         Err(Error::WrongVersion { current }) => {
             Err(conflict(&app, partition, &stream, &condition, current, include).await)
         }
-        Err(Error::EventIdReused { index }) if key.is_some() => Err(key_reused(index)),
+        Err(Error::EventIdReused { index }) if is_from_key(&stream, &events[index].id, key.as_deref(), index) => {
+            Err(key_reused(index))
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -287,6 +289,11 @@ async fn conflict(
 
 fn written(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("plain values are JSON")
+}
+
+/// Whether it is the key that was used before; an id of the client's own beside it is another matter.
+fn is_from_key(stream: &StreamId, id: &EventId, key: Option<&str>, index: usize) -> bool {
+    key.is_some_and(|key| *id == EventId::from_key(stream, key, index))
 }
 
 fn key_reused(index: usize) -> Problem {

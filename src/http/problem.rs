@@ -160,12 +160,6 @@ impl Problem {
         self
     }
 
-    /// The same as another kind.
-    #[must_use]
-    pub fn recoded(self, code: Code) -> Self {
-        Self { code, ..self }
-    }
-
     /// Its kind.
     #[must_use]
     pub fn code(&self) -> Code {

@@ -16,7 +16,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    model::{Error, Event, StreamId, Version},
+    model::{Event, StreamId, Version},
     store::{Direction, Page, PageRequest},
 };
 
@@ -212,8 +212,8 @@ fn conditional(headers: &HeaderMap, version: Version) -> Result<Option<Response>
         Tags::Versions(versions) => versions.contains(&version),
     };
     if tags_of(headers, &header::IF_MATCH)?.is_some_and(|tags| !names(&tags)) {
-        let problem = Problem::from(Error::WrongVersion { current: version });
-        return Err(problem.recoded(Code::PreconditionFailed).header(header::ETAG, etag(version)));
+        let detail = format!("What you ask for is at version {version}. Read without If-Match, or with that version.");
+        return Err(Problem::new(Code::PreconditionFailed, detail).header(header::ETAG, etag(version)));
     }
     let unchanged = tags_of(headers, &header::IF_NONE_MATCH)?.is_some_and(|tags| names(&tags));
     Ok(unchanged.then(|| (StatusCode::NOT_MODIFIED, fresh_headers(Some(version))).into_response()))

@@ -101,6 +101,14 @@ async fn idempotency_keys_that_do_not_parse_are_refused() {
         input.refused_headers(&[("idempotency-key", value)], 400, "invalid-request").await;
     }
     input.refused_headers(&[("idempotency-key", "a"), ("idempotency-key", "b")], 400, "invalid-request").await;
+    let other = GOOD.replace('1', "2");
+    let with_id = |body: &str| body.replace("\"type\"", "\"id\":\"i-1\",\"type\"");
+    let key = [("idempotency-key", "k-1")];
+    let app = &input.app;
+    app.append_with("good-2", &key, GOOD).await.expect(201);
+    app.append_with("good-2", &key, &other).await.expect_problem(422, "idempotency-key-reused");
+    app.append_with("good-2", &key, &with_id(GOOD)).await.expect(201);
+    app.append_with("good-2", &key, &with_id(&other)).await.expect_problem(422, "event-id-reused");
     let longest = format!("\"{}\"", "k".repeat(255));
     for value in ["\"a b\\\"c\\\\\"", "8e03978e-40d5", &longest] {
         input.app.append_with("good-1", &[("idempotency-key", value)], GOOD).await.expect(201);

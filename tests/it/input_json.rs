@@ -14,6 +14,39 @@ fn nested(levels: usize) -> String {
     format!("{}{}", "[".repeat(levels), "]".repeat(levels))
 }
 
+/// Members of an event that are no JSON.
+const NO_JSON: [&str; 29] = [
+    r#""type":"a","data":NaN"#,
+    r#""type":"a","data":Infinity"#,
+    r#""type":"a","data":-"#,
+    r#""type":"a","data":01"#,
+    r#""type":"a","data":1."#,
+    r#""type":"a","data":.5"#,
+    r#""type":"a","data":+1"#,
+    r#""type":"a","data":0x1"#,
+    r#""type":"a","data":"\x""#,
+    r#""type":"a","data":"\u12g4""#,
+    r#""type":"a","data":{"a":1,}"#,
+    r#""type":"a","data":[1,]"#,
+    r#""type":"a","data":[1 2]"#,
+    r#""type":"a","data":{"a" 1}"#,
+    r#""type":"a","data":{a:1}"#,
+    r#""type":"a","data":'a'"#,
+    r#""type":"a","data":tru"#,
+    r#""type":"a","data":"#,
+    r#""type":"a","data":undefined"#,
+    "\"type\":\"a\",\"data\":\"\n\"",
+    "\"type\":\"a\",\"data\":\"\t\"",
+    "\"type\":\"a\",\"data\":\"\0\"",
+    "\"type\":\"a\u{1}\",\"data\":1",
+    r#""type":"\ud800","data":1"#,
+    r#""type":"\udc00\ud800","data":1"#,
+    r#""id":"\ud800","type":"a","data":1"#,
+    r#""type":"a","data":[}"#,
+    r#""type":"a","data":{]"#,
+    r#""type":"a","data":1]"#,
+];
+
 #[tokio::test]
 async fn what_is_no_json_is_refused() {
     let mut input = Input::start().await;
@@ -38,41 +71,7 @@ async fn what_is_no_json_is_refused() {
     ]
     .into_iter()
     .map(|text| text.as_bytes().to_vec())
-    .chain(
-        [
-            r#""type":"a","data":NaN"#,
-            r#""type":"a","data":Infinity"#,
-            r#""type":"a","data":-"#,
-            r#""type":"a","data":01"#,
-            r#""type":"a","data":1."#,
-            r#""type":"a","data":.5"#,
-            r#""type":"a","data":+1"#,
-            r#""type":"a","data":0x1"#,
-            r#""type":"a","data":"\x""#,
-            r#""type":"a","data":"\u12g4""#,
-            r#""type":"a","data":{"a":1,}"#,
-            r#""type":"a","data":[1,]"#,
-            r#""type":"a","data":[1 2]"#,
-            r#""type":"a","data":{"a" 1}"#,
-            r#""type":"a","data":{a:1}"#,
-            r#""type":"a","data":'a'"#,
-            r#""type":"a","data":tru"#,
-            r#""type":"a","data":"#,
-            r#""type":"a","data":undefined"#,
-            "\"type\":\"a\",\"data\":\"\n\"",
-            "\"type\":\"a\",\"data\":\"\t\"",
-            "\"type\":\"a\",\"data\":\"\0\"",
-            "\"type\":\"a\u{1}\",\"data\":1",
-            r#""type":"\ud800","data":1"#,
-            r#""type":"\udc00\ud800","data":1"#,
-            r#""id":"\ud800","type":"a","data":1"#,
-            r#""type":"a","data":[}"#,
-            r#""type":"a","data":{]"#,
-            r#""type":"a","data":1]"#,
-        ]
-        .into_iter()
-        .map(|members| event(members).into_bytes()),
-    )
+    .chain(NO_JSON.into_iter().map(|members| event(members).into_bytes()))
     .chain([
         b"{\"events\":[{\"type\":\"a\",\"data\":\"\xff\"}]}".to_vec(),
         b"{\"events\":[{\"type\":\"\xc3\x28\",\"data\":1}]}".to_vec(),
