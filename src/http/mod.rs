@@ -150,28 +150,29 @@ fn service(
     app: App,
 ) -> impl Service<Request<Incoming>, Response = Response<CompressionBody<Body>>, Error = Infallible, Future: Send> + Clone
 {
-    let (routes, document) = routes().split_for_parts();
-    let router = routes.with_state(app).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
+    let (described, document) = routes().split_for_parts();
+    let router = described.with_state(app).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
     let compress = SizeAbove::new(COMPRESS_FROM).and(tower_http::compression::predicate::NotForContentType::SSE);
-    let enveloped = service_fn(move |request: Request<Incoming>| {
+    let answering = service_fn(move |request: Request<Incoming>| {
         let router = router.clone();
-        async move { Ok(request::envelope(request, |request| routed(router, request)).await) }
+        async move { Ok(request::envelope(request, |request| answer(router, request)).await) }
     });
-    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress).layer(enveloped)
+    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress).layer(answering)
 }
 
-/// The router's answer; that to a panic, where a handler panicked.
-async fn routed(router: Router, request: Request<Incoming>) -> Response {
+/// The router's answer, or that to a panic.
+async fn answer(router: Router, request: Request<Incoming>) -> Response {
     let compressed = request.headers().contains_key(header::CONTENT_ENCODING);
-    let answer = async {
+    let answered = async {
         if compressed {
-            let response = RequestDecompressionLayer::new().layer(router).oneshot(request).await;
-            response.map(|response| response.map(Body::new)).unwrap_or_else(|never| match never {})
+            let Ok(response) = RequestDecompressionLayer::new().layer(router).oneshot(request).await;
+            response.map(Body::new)
         } else {
-            router.oneshot(request).await.unwrap_or_else(|never| match never {})
+            let Ok(response) = router.oneshot(request).await;
+            response
         }
     };
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
+    AssertUnwindSafe(answered).catch_unwind().await.unwrap_or_else(panicked)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that the layer asks for")]
