@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::{
     App, Limits, etag,
-    extract::{Query, StreamPath, accepts_json, condition, idempotency_key, json_body},
+    extract::{Headers, Query, StreamPath, accepts_json, condition, idempotency_key, json_body},
     json::{self, Object, present},
     problem::{Code, Problem},
     streams::write_events,
@@ -136,7 +136,7 @@ pub async fn append_events(
     State(app): State<App>,
     StreamPath(stream): StreamPath,
     query: RawQuery,
-    headers: HeaderMap,
+    Headers(headers): Headers,
     body: Body,
 ) -> Result<Response, Problem> {
     let include = Query::parse(&query, &["include"])?

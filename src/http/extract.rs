@@ -1,6 +1,6 @@
 //! Takes requests apart: paths, queries, conditions, bodies. Whatever does not parse is refused with a problem.
 
-use std::{borrow::Cow, str::FromStr, time::Duration};
+use std::{borrow::Cow, convert::Infallible, str::FromStr, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -44,6 +44,17 @@ impl<S: Send + Sync> FromRequestParts<S> for EventPath {
             Some(version) => Ok(Self(stream, version)),
             None => Err(Problem::new(Code::InvalidParameter, "A version is a whole number from 1 to 2^53-1.")),
         }
+    }
+}
+
+/// The headers, taken out of the request: axum's own extractor copies them all. Nothing after it sees any.
+pub struct Headers(pub HeaderMap);
+
+impl<S: Send + Sync> FromRequestParts<S> for Headers {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(std::mem::take(&mut parts.headers)))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, header},
+    http::{HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
@@ -11,7 +11,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App,
-    extract::{Query, accepts_json, stream_id},
+    extract::{Headers, Query, accepts_json, stream_id},
     problem::Problem,
     streams::{EventDocument, json_response, write_events},
 };
@@ -58,7 +58,7 @@ pub struct LogPageDocument {
         (status = 409, response = super::openapi::Diverged), (status = 503, response = super::openapi::Unavailable),
     )
 )]
-pub async fn read_log(State(app): State<App>, query: RawQuery, headers: HeaderMap) -> Result<Response, Problem> {
+pub async fn read_log(State(app): State<App>, query: RawQuery, Headers(headers): Headers) -> Result<Response, Problem> {
     let partitions = app.store.partitions();
     let query = Query::parse(&query, &["after", "limit", "category", "stream"])?;
     accepts_json(&headers)?;

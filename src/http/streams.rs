@@ -12,7 +12,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App, append, etag,
-    extract::{EventPath, Query, StreamPath, Tags, accepts_json, tags_of},
+    extract::{EventPath, Headers, Query, StreamPath, Tags, accepts_json, tags_of},
     problem::{Code, Problem},
 };
 use crate::{
@@ -103,7 +103,7 @@ pub async fn read_stream(
     State(app): State<App>,
     StreamPath(stream): StreamPath,
     query: RawQuery,
-    headers: HeaderMap,
+    Headers(headers): Headers,
 ) -> Result<Response, Problem> {
     let request = page_request(&query, &app)?;
     accepts_json(&headers)?;
@@ -140,7 +140,7 @@ pub async fn head_stream(
     State(app): State<App>,
     StreamPath(stream): StreamPath,
     query: RawQuery,
-    headers: HeaderMap,
+    Headers(headers): Headers,
 ) -> Result<Response, Problem> {
     page_request(&query, &app)?;
     accepts_json(&headers)?;
@@ -173,7 +173,7 @@ pub async fn read_event(
     State(app): State<App>,
     EventPath(stream, version): EventPath,
     query: RawQuery,
-    headers: HeaderMap,
+    Headers(headers): Headers,
 ) -> Result<Response, Problem> {
     Query::parse(&query, &[])?;
     accepts_json(&headers)?;

@@ -23,7 +23,7 @@ impl EventId {
     /// A new id in order of time: UUIDv7 (RFC 9562 §5.7).
     #[must_use]
     pub fn new_v7() -> Self {
-        Self(Uuid::now_v7().to_string())
+        Self(Uuid::now_v7().hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned())
     }
 
     /// The id that an idempotency key gives the event at `index` of a request: UUIDv5 (RFC 9562 §5.5) of stream, key

@@ -53,13 +53,14 @@ impl Store {
         events: &[NewEvent<'_>],
     ) -> Result<Appended, Error> {
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
-        let bytes = events.iter().map(|event| event.data.get().len() + 256).sum();
+        let size = |event: &NewEvent<'_>| event.data.get().len() + event.metadata.map_or(0, |json| json.get().len());
+        let bytes = events.iter().map(|event| size(event) + 256).sum();
         let began = Instant::now();
         let deadline = began + self.0.timeout;
         let mut lost = false;
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
-            match self.0.writers.call(self.append_command(&append, again), bytes, deadline).await {
+            match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
                 Ok(Value::ServerError(reply)) if errors::is_function_missing(&reply) => self.reload().await?,
                 Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
                     // Nothing was written by this call; what became of the lost one is still open.
@@ -79,10 +80,11 @@ impl Store {
         }
     }
 
-    fn append_command(&self, append: &Append<'_>, again: Option<Duration>) -> Cmd {
+    fn append_command(&self, append: &Append<'_>, again: Option<Duration>, bytes: usize) -> Cmd {
         let Append { partition, stream, condition, retry, events } = append;
-        let mut call = redis::cmd("FCALL");
-        call.arg(&self.0.append_function)
+        let mut call = Cmd::with_capacity(11 + 5 * events.len(), bytes + 256);
+        call.arg("FCALL")
+            .arg(&self.0.append_function)
             .arg(4)
             .arg(self.0.keys.events(*partition, stream))
             .arg(self.0.keys.log(*partition))

@@ -24,7 +24,7 @@ impl Keys {
     fn name(&self, partition: Partition, what: &str, of: &str) -> String {
         let Self { namespace, partitions } = self;
         if partitions.count() == 1 {
-            format!("{namespace}{what}{of}")
+            [namespace, what, of].concat()
         } else {
             format!("{namespace}{{{}}}:{what}{of}", partition.get())
         }

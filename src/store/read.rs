@@ -136,27 +136,34 @@ pub(super) fn decode<T: FromRedisValue>(reply: Option<Value>) -> Result<T, Error
     redis::from_redis_value(reply.unwrap_or(Value::Nil)).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
-/// Reads the reply of XRANGE on `events:<stream>`. Moves the bytes, copies none.
+/// Reads the reply of XRANGE on `events:<stream>`. Moves the bytes, copies none, and makes no text of what is not kept.
 pub(super) fn entries(stream: &StreamId, reply: Option<Value>) -> Result<Vec<Event>, Error> {
-    let entries: Vec<(String, Vec<String>)> = decode(reply)?;
-    let event = |(id, fields): (String, _)| event(stream, &id, fields);
-    entries.into_iter().map(event).collect()
+    match reply {
+        Some(Value::Array(entries)) => entries.into_iter().map(|entry| event(stream, entry)).collect(),
+        _ => Err(Error::Corrupt(format!("stream {stream} has no entries"))),
+    }
 }
 
-fn event(stream: &StreamId, id: &str, fields: Vec<String>) -> Result<Event, Error> {
+fn event(stream: &StreamId, entry: Value) -> Result<Event, Error> {
+    let corrupt = || Error::Corrupt(format!("an entry of stream {stream} is none of ours"));
+    let Value::Array(entry) = entry else { return Err(corrupt()) };
+    let Ok([Value::BulkString(id), Value::Array(fields)]) = <[Value; 2]>::try_from(entry) else {
+        return Err(corrupt());
+    };
+    let id = str::from_utf8(&id).unwrap_or_default();
     let number = id.strip_prefix("0-").and_then(Version::parse);
     let version = number.ok_or_else(|| Error::Corrupt(format!("entry id {id} of stream {stream}")))?;
     let [mut event_id, mut kind, mut data, mut metadata] = [const { None }; 4];
     let (mut timestamp_ms, mut position) = (None, None);
     let mut fields = fields.into_iter();
-    while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        match name.as_str() {
-            "id" => event_id = Some(value),
-            "type" => kind = Some(value),
-            "data" => data = Some(value),
-            "metadata" => metadata = Some(value),
-            "timestamp" => timestamp_ms = value.parse().ok(),
-            "position" => position = Position::parse(&value),
+    while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
+        match name.as_slice() {
+            b"id" => event_id = String::from_utf8(value).ok(),
+            b"type" => kind = String::from_utf8(value).ok(),
+            b"data" => data = String::from_utf8(value).ok(),
+            b"metadata" => metadata = String::from_utf8(value).ok(),
+            b"timestamp" => timestamp_ms = str::from_utf8(&value).ok().and_then(|digits| digits.parse().ok()),
+            b"position" => position = str::from_utf8(&value).ok().and_then(Position::parse),
             _ => {}
         }
     }

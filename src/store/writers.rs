@@ -82,6 +82,9 @@ struct Writer {
 impl Writer {
     async fn run(mut self) {
         while let Ok(first) = self.calls.recv().await {
+            // Once round the runtime: requests that are ready to run add their calls to this pipeline. Nothing is
+            // awaited, so a lone append waits for nobody.
+            tokio::task::yield_now().await;
             let batch = self.take(first);
             let Some(latest) = batch.iter().map(|call| call.deadline).max() else { continue };
             self.connect(latest).await;
