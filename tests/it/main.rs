@@ -11,4 +11,6 @@ mod checker_test;
 mod end;
 mod history;
 mod load;
+mod lost_calls;
+mod proxy;
 mod record;
