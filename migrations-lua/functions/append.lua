@@ -8,12 +8,12 @@
 --          5.. five for each event: id, its form in the index, type, data, metadata
 -- RETURNS  version of the first event, version of the last, position of the last, 1 if they were there already, else 0
 -- ERRORS   WRONGVERSION <version>   the condition does not hold
---          TOMBSTONED               the stream was deleted for ever
+--          TOMBSTONED deleted       the stream was deleted for ever
 --          IDREUSED <index>         the event's id stands in the stream with another type or other data
 --          DUPLICATEID <index>      the event is there already, others of the call are not, or not in this order
---          UNSETTLED                a repeat that cannot tell whether the first call was carried out
---          FOREIGN                  the stream or the log was not written by Streamkeep
---          After each of them, nothing was written.
+--          UNSETTLED repeat         a repeat that cannot tell whether the first call was carried out
+--          FOREIGN stream           the stream was not written by Streamkeep
+--          After each of them, nothing was written. Each has a second word: Redis puts ERR before a single one.
 
 local WIDTH = 5 -- arguments an event
 local FIRST = 5 -- index of the first event's first argument
@@ -109,11 +109,23 @@ local function check_repeated(keys, args, count)
   end
   local id = '0-' .. version
   local entry = redis.call('XRANGE', keys[1], id, id)[1]
-  return entry and told(entry, count) or redis.error_reply('UNSETTLED')
+  return entry and told(entry, count) or redis.error_reply('UNSETTLED repeat')
 end
 
--- A repeat of a call whose ids are in no index: looks for its first id from the head, not before the call began. nil
--- where it was surely not carried out.
+-- A repeat of a call whose ids are in no index, and whose condition names versions: its first event can only be behind
+-- one of them. nil where it was surely not carried out.
+local function look_behind_expected(keys, args, count)
+  local versions = args[1] == 'none' and '0' or args[1]
+  for expected in string.gmatch(versions, '%d+') do
+    local id = '0-' .. digits(tonumber(expected) + 1)
+    local entry = redis.call('XRANGE', keys[1], id, id)[1]
+    if entry and field(entry[2], 'id') == args[FIRST] then
+      return told(entry, count)
+    end
+  end
+end
+
+-- The same where it can be at any version: looks for its first id from the head, not before the call began.
 local function look_back(keys, args, count)
   local oldest = clock() - tonumber(args[3])
   local seen, bytes, upper = 0, 0, '+'
@@ -134,7 +146,7 @@ local function look_back(keys, args, count)
     end
     upper = '(' .. entries[#entries][1]
   end
-  return redis.error_reply('UNSETTLED')
+  return redis.error_reply('UNSETTLED repeat')
 end
 
 local function add_event(send, key, args, i, now, version, position)
@@ -152,11 +164,11 @@ local function add_first(keys, args, now, position)
     return version + 1
   end
   if redis.call('HEXISTS', keys[4], 'tombstone') == 1 then
-    return nil, 'TOMBSTONED'
+    return nil, 'TOMBSTONED deleted'
   end
   version = last_number(keys[1])
   if not version then
-    return nil, 'FOREIGN'
+    return nil, 'FOREIGN stream'
   elseif not holds(args[1], version) then
     return nil, 'WRONGVERSION ' .. digits(version)
   end
@@ -185,7 +197,8 @@ local function append(keys, args)
   else
     settled = check_repeated(keys, args, count)
     if again and not settled then
-      settled = look_back(keys, args, count)
+      local anywhere = args[1] == '' or args[1] == 'exists'
+      settled = (anywhere and look_back or look_behind_expected)(keys, args, count)
     end
   end
   if settled then

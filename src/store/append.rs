@@ -10,8 +10,9 @@ use crate::{
     store::{StartError, Store, errors, writers::NoReply},
 };
 
-/// How much older than the call an event may seem, by Redis' clock, and still be that of the call.
-const CLOCK_SLACK: Duration = Duration::from_mins(1);
+/// How much older than the call an event may seem, by Redis' clock, and still be that of the call. More would make a
+/// busy stream's events of that time too many to look through.
+const CLOCK_SLACK: Duration = Duration::from_secs(10);
 /// Pause before a call that Redis did not take is repeated.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 

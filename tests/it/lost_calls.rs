@@ -138,3 +138,44 @@ async fn a_lost_reply_is_settled_though_the_functions_are_gone() {
     late.arrive().await;
     spoiled.expect_version(2).await;
 }
+
+/// A repeat looks back over 1,000 events at most, and says so. Where the condition names versions it need not look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_reply_is_settled_however_busy_the_stream() {
+    let spoiled = Spoiled::start(1).await;
+    let other = TestApp::start_on(spoiled.app.redis.clone(), 1).await;
+    let many = format!(r#"{{"events":[{}]}}"#, vec![r#"{"type":"many","data":0}"#; 1_000].join(","));
+    for (headers, status, version) in [
+        (&[("if-match", "\"0\", \"1\"")][..], 201, 2),
+        (&[("if-match", "\"1002\"")], 201, 1003),
+        (&[("if-match", "*")], 504, 2004),
+    ] {
+        let held = spoiled.proxy.spoil_next(Fault::ReplyHeld).await;
+        let overtake = async {
+            let held = held.await.unwrap();
+            other.append("s-1", &many).await.expect(201);
+            drop(held);
+        };
+        let (answer, ()) = tokio::join!(spoiled.append(headers, ONE), overtake);
+        let answer = answer.expect(status);
+        if status == 201 {
+            assert_eq!(answer.json()["version"], version);
+        }
+        let event = spoiled.app.get(&format!("/streams/s-1/events/{version}")).await.expect(200).json();
+        assert_eq!((&event["type"], &event["position"]), (&"placed".into(), &version.into()));
+        assert_eq!(spoiled.app.head("/streams/s-1").await.header("etag"), format!("\"{}\"", version + 1_000));
+    }
+}
+
+/// Redis puts ERR before an error of one word.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_append_to_a_tombstoned_stream_is_told_so() {
+    let app = TestApp::start(1).await;
+    let mut redis = app.redis.connection().await;
+    let mut tombstone = redis::pipe();
+    tombstone.cmd("XADD").arg("events:gone").arg("0-7").arg("any").arg("thing");
+    tombstone.cmd("XTRIM").arg("events:gone").arg("MAXLEN").arg(0);
+    tombstone.cmd("HSET").arg("stream:gone").arg("tombstone").arg(1);
+    tombstone.exec_async(&mut redis).await.unwrap();
+    app.append("gone", ONE).await.expect_problem(410, "stream-deleted");
+}

@@ -19,16 +19,19 @@ pub enum Fault {
     RequestLost,
     /// Redis carries it out, the reply goes astray.
     ReplyLost,
+    /// The same, and the service learns of it when the append is dropped.
+    ReplyHeld,
     /// It reaches Redis when it is told to.
     RequestLate,
 }
 
 type Armed = Arc<Mutex<Option<(Fault, oneshot::Sender<Late>)>>>;
 
-/// An append that was held back, on its connection.
+/// An append that was held, on its connection.
 pub struct Late {
     request: Vec<u8>,
     redis: UnixStream,
+    _client: Option<TcpStream>,
 }
 
 impl Late {
@@ -65,7 +68,7 @@ impl Proxy {
         self.address.as_str().into_connection_info().unwrap()
     }
 
-    /// Spoils the next append. The receiver gets it where it is late, and is closed where it is lost.
+    /// Spoils the next append. The receiver gets it where it is held or late, and is closed where it is lost.
     pub async fn spoil_next(&self, fault: Fault) -> oneshot::Receiver<Late> {
         let (sender, receiver) = oneshot::channel();
         *self.armed.lock().await = Some((fault, sender));
@@ -88,8 +91,14 @@ async fn relay(mut client: TcpStream, mut redis: UnixStream, armed: Armed) {
                         read(&mut redis).await;
                         return;
                     }
+                    Some((Fault::ReplyHeld, sender)) => {
+                        redis.write_all(&request).await.unwrap();
+                        read(&mut redis).await;
+                        let _ = sender.send(Late { request, redis, _client: Some(client) });
+                        return;
+                    }
                     Some((Fault::RequestLate, sender)) => {
-                        let _ = sender.send(Late { request, redis });
+                        let _ = sender.send(Late { request, redis, _client: None });
                         return;
                     }
                 }
