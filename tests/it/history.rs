@@ -14,30 +14,26 @@ use crate::{
 };
 
 /// Runs a load through two instances of a service with this library, and checks it.
-async fn run(partitions: u16, library: &Library, change: impl FnOnce(&mut Load)) -> (Vec<Call>, Vec<Violation>) {
+async fn run(partitions: u16, library: &Library, writers: usize, operations: usize) -> (Vec<Call>, Vec<Violation>) {
     let redis = TestRedis::start().await;
     let first = TestApp::start_with(redis.clone(), partitions, |config| config.store.library = library.clone()).await;
     let second = TestApp::start_with(redis.clone(), partitions, |config| config.store.library = library.clone()).await;
-    let mut load = Load::new(vec![first.url.clone(), second.url.clone()]);
-    load.cut = 0.05;
-    change(&mut load);
+    let mut load = Load::new(writers, vec![first.url.clone(), second.url.clone()]);
+    (load.operations, load.cut) = (operations, 0.05);
     let began = Instant::now();
     load.start().join_all().await;
     let (took, began) = (began.elapsed(), Instant::now());
     let calls = load.recorder.take();
     let end = read_end(&second.url, &mut redis.connection().await, partitions).await;
     let violations = check(&calls, &end);
-    let (operations, acked, wrong) = (load.operations, load.recorder.acked(), violations.len());
+    let (acked, wrong) = (load.recorder.acked(), violations.len());
     println!("{operations} operations, {acked} acked, {wrong} violations");
     println!("{} calls, {partitions} partitions, {took:?} and {:?} for the check", calls.len(), began.elapsed());
     (calls, violations)
 }
 
 async fn run_clean(partitions: u16, operations: usize) {
-    let (calls, violations) = run(partitions, &Library::default(), |load| {
-        (load.writers, load.operations) = (64, operations);
-    })
-    .await;
+    let (calls, violations) = run(partitions, &Library::default(), 64, operations).await;
     assert_eq!(violations, []);
     let count = |wanted: &dyn Fn(&Call) -> bool| calls.iter().filter(|call| wanted(call)).count();
     let conflicts = count(&|call| matches!(&call.outcome, Outcome::Refused { status: 409, .. }));
@@ -68,7 +64,7 @@ async fn run_planted(line: &str, instead: &str) -> Vec<Violation> {
     let source = Library::source();
     assert_eq!(source.matches(line).count(), 1, "the line to plant the bug in is there once: {line}");
     let library = Library::from_source(&source.replace(line, instead));
-    let (_, violations) = run(1, &library, |load| (load.writers, load.operations) = (16, 1_000)).await;
+    let (_, violations) = run(1, &library, 16, 1_000).await;
     violations
 }
 

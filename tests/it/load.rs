@@ -26,8 +26,8 @@ pub struct Load {
     pub recorder: Arc<Recorder>,
     /// Addresses of the instances.
     pub urls: Vec<String>,
-    pub writers: usize,
-    pub streams: usize,
+    writers: usize,
+    streams: usize,
     /// Most operations in all.
     pub operations: usize,
     /// Share of the calls whose connection is closed midway.
@@ -39,12 +39,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// Eight writers on 20 streams, until stopped, none of them cut. Prints its seed, which a failed test shows.
-    pub fn new(urls: Vec<String>) -> Self {
+    /// These writers on 20 streams, until stopped, none of them cut. Prints its seed, which a failed test shows.
+    pub fn new(writers: usize, urls: Vec<String>) -> Self {
         let seed = fastrand::u64(..);
         println!("seed {seed}");
         let (recorder, stop, started) = (Recorder::new(), CancellationToken::new(), Arc::default());
-        Self { recorder, urls, writers: 8, streams: 20, operations: usize::MAX, cut: 0.0, seed, stop, started }
+        Self { recorder, urls, writers, streams: 20, operations: usize::MAX, cut: 0.0, seed, stop, started }
     }
 
     /// Starts the writers. They end with the last operation, or once stopped.

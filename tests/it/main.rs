@@ -10,6 +10,9 @@ mod checker;
 mod checker_test;
 mod end;
 mod history;
+mod kill;
+#[cfg(target_os = "linux")]
+mod kill_service;
 mod load;
 mod lost_calls;
 mod proxy;

@@ -259,6 +259,7 @@ async fn outcome(response: Response) -> reqwest::Result<Outcome> {
             let code = answer["code"].as_str().unwrap().to_owned();
             Outcome::Refused { status, code, current: number("current_version") }
         }
-        _ => Outcome::Unknown,
+        504 => Outcome::Unknown,
+        _ => panic!("{status} {answer}"),
     })
 }
