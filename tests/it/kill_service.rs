@@ -123,6 +123,8 @@ async fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     }
     work(&load, ACKED, &mut rng).await;
     conclude(&load, writers, &mut redis(&data).await).await;
+    let names = fs::read_dir(data.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("streamkeep-")).count(), 1, "folders of killed services are gone");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
