@@ -65,6 +65,24 @@ async fn nothing_acknowledged_is_lost_when_redis_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_added_twice_when_connections_are_killed() {
+    let redis = TestRedis::start().await;
+    let (app, other) = (TestApp::start_on(redis.clone(), 1).await, TestApp::start_on(redis.clone(), 1).await);
+    let load = Load::new(32, vec![app.url.clone(), other.url]);
+    let mut rng = Rng::with_seed(load.seed);
+    let writers = load.start();
+    let mut connection = redis.connection().await;
+    for _ in 0..50 {
+        work(&load, 50, &mut rng).await;
+        let mut kill = redis::cmd("CLIENT");
+        let killed: u64 = kill.arg("KILL").arg("TYPE").arg("normal").query_async(&mut connection).await.unwrap();
+        assert!(killed > 0);
+    }
+    work(&load, 50, &mut rng).await;
+    conclude(&load, writers, &mut connection).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_end_in_time_while_redis_hangs_and_it_heals_by_itself() {
     const TIMEOUT: Duration = Duration::from_secs(1);
     let redis = TestRedis::start().await;
