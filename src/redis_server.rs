@@ -384,6 +384,11 @@ fn runtime_dir() -> Result<TempDir, RedisServerError> {
 /// `redis-cli -s <data>/redis.sock` reaches the server, wherever its socket is.
 fn link_socket(data: &Path, socket: &Path) -> io::Result<()> {
     let link = data.join("redis.sock");
+    if let Ok(old) = fs::read_link(&link) {
+        // A killed service could not clean up. The folder goes only if nothing else is in it.
+        let _ = fs::remove_file(&old);
+        let _ = old.parent().map(fs::remove_dir);
+    }
     match fs::remove_file(&link) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -2,18 +2,18 @@
 --
 -- KEYS     1 events:<stream>    2 log    3 ids:<stream>    4 stream:<stream>
 -- ARGV     1 condition: '' nothing, 'none' no events yet, 'exists' some event, or versions joined by ','
---          2 index: '1' where the ids are to be kept in ids:<stream>, else ''
+--          2 index: '1' where the ids are to be kept in ids:<stream>, '' where the service made them
 --          3 again: '' at first; in a repeat after a broken connection the call's age in milliseconds
 --          4 stream id, for the log
---          5.. five for each event: id, its form in the index (or ''), type, data, metadata
+--          5.. five for each event: id, its form in the index, type, data, metadata
 -- RETURNS  version of the first event, version of the last, position of the last, 1 if they were there already, else 0
 -- ERRORS   WRONGVERSION <version>   the condition does not hold
---          TOMBSTONED               the stream was deleted for ever
+--          TOMBSTONED deleted       the stream was deleted for ever
 --          IDREUSED <index>         the event's id stands in the stream with another type or other data
 --          DUPLICATEID <index>      the event is there already, others of the call are not, or not in this order
---          UNSETTLED                a repeat that cannot tell whether the first call was carried out
---          FOREIGN                  the stream or the log was not written by Streamkeep
---          After each of them, nothing was written. (Redis takes a word alone for a text, and puts ERR before it.)
+--          UNSETTLED repeat         a repeat that cannot tell whether the first call was carried out
+--          FOREIGN stream           the stream was not written by Streamkeep
+--          After each of them, nothing was written. Each has a second word: Redis puts ERR before a single one.
 
 local WIDTH = 5 -- arguments an event
 local FIRST = 5 -- index of the first event's first argument
@@ -94,8 +94,38 @@ local function check_index(keys, args, count)
   end
 end
 
--- A repeat of a call whose ids are in no index: looks for its first id from the head, not before the call began. nil
--- where it was surely not carried out.
+-- Where a call's first event is; what the call was told then.
+local function told(entry, count)
+  local version = stored_version(entry)
+  return { version, version + count - 1, tonumber(field(entry[2], 'position')) + count - 1, 0 }
+end
+
+-- A call whose ids the service made. Its repeat keeps the first of them in the index: a call that was only thought to be
+-- lost, and arrives after its repeat, finds it there. nil where it was not repeated.
+local function check_repeated(keys, args, count)
+  local version = redis.call('HGET', keys[3], args[FIRST + 1])
+  if not version then
+    return nil
+  end
+  local id = '0-' .. version
+  local entry = redis.call('XRANGE', keys[1], id, id)[1]
+  return entry and told(entry, count) or redis.error_reply('UNSETTLED repeat')
+end
+
+-- A repeat of a call whose ids are in no index, and whose condition names versions: its first event can only be behind
+-- one of them. nil where it was surely not carried out.
+local function look_behind_expected(keys, args, count)
+  local versions = args[1] == 'none' and '0' or args[1]
+  for expected in string.gmatch(versions, '%d+') do
+    local id = '0-' .. digits(tonumber(expected) + 1)
+    local entry = redis.call('XRANGE', keys[1], id, id)[1]
+    if entry and field(entry[2], 'id') == args[FIRST] then
+      return told(entry, count)
+    end
+  end
+end
+
+-- The same where it can be at any version: looks for its first id from the head, not before the call began.
 local function look_back(keys, args, count)
   local oldest = clock() - tonumber(args[3])
   local seen, bytes, upper = 0, 0, '+'
@@ -107,9 +137,7 @@ local function look_back(keys, args, count)
     for _, entry in ipairs(entries) do
       local fields = entry[2]
       if field(fields, 'id') == args[FIRST] then
-        local version = stored_version(entry)
-        local last = version + count - 1
-        return { version, last, tonumber(field(fields, 'position')) + count - 1, 0 }
+        return told(entry, count)
       elseif tonumber(field(fields, 'timestamp')) < oldest then
         return nil
       end
@@ -118,7 +146,7 @@ local function look_back(keys, args, count)
     end
     upper = '(' .. entries[#entries][1]
   end
-  return redis.error_reply('UNSETTLED after all')
+  return redis.error_reply('UNSETTLED repeat')
 end
 
 local function add_event(send, key, args, i, now, version, position)
@@ -136,11 +164,11 @@ local function add_first(keys, args, now, position)
     return version + 1
   end
   if redis.call('HEXISTS', keys[4], 'tombstone') == 1 then
-    return nil, 'TOMBSTONED for ever'
+    return nil, 'TOMBSTONED deleted'
   end
   version = last_number(keys[1])
   if not version then
-    return nil, 'FOREIGN entries'
+    return nil, 'FOREIGN stream'
   elseif not holds(args[1], version) then
     return nil, 'WRONGVERSION ' .. digits(version)
   end
@@ -162,12 +190,16 @@ end
 
 local function append(keys, args)
   local count = (#args - FIRST + 1) / WIDTH
-  local indexed = args[2] == '1'
+  local indexed, again = args[2] == '1', args[3] ~= ''
   local settled
   if indexed then
     settled = check_index(keys, args, count)
-  elseif args[3] ~= '' then
-    settled = look_back(keys, args, count)
+  else
+    settled = check_repeated(keys, args, count)
+    if again and not settled then
+      local anywhere = args[1] == '' or args[1] == 'exists'
+      settled = (anywhere and look_back or look_behind_expected)(keys, args, count)
+    end
   end
   if settled then
     return settled
@@ -186,7 +218,7 @@ local function append(keys, args)
   for i = 1, count do
     local at = FIRST + (i - 1) * WIDTH
     position = add_pointer(keys[2], args[4], first + i - 1, args[at + 2], position + 1)
-    if indexed then
+    if indexed or again and i == 1 then
       redis.call('HSET', keys[3], args[at + 1], digits(first + i - 1))
     end
   end

@@ -79,6 +79,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
         () = accept => {}
         () = shutdown.cancelled() => {}
     }
+    // Whoever connects from now on is refused at once, and goes to another instance.
+    drop(listener);
     info!(connections = connections.len(), "draining");
     connections.close();
     if tokio::time::timeout(options.drain_timeout, connections.wait()).await.is_err() {

@@ -25,4 +25,14 @@ impl Condition {
             Self::OneOf(versions) => Some(versions.clone()),
         }
     }
+
+    /// Whether it can hold at a version above this one.
+    #[must_use]
+    pub fn can_hold_after(&self, version: Version) -> bool {
+        match self {
+            Self::Any | Self::Exists => true,
+            Self::NoStream => false,
+            Self::OneOf(versions) => versions.iter().any(|expected| *expected > version),
+        }
+    }
 }

@@ -7,11 +7,12 @@ use tracing::warn;
 
 use crate::{
     model::{Condition, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
-    store::{Store, errors, writers::NoReply},
+    store::{StartError, Store, errors, writers::NoReply},
 };
 
-/// How much older than the call an event may seem, by Redis' clock, and still be that of the call.
-const CLOCK_SLACK: Duration = Duration::from_mins(1);
+/// How much older than the call an event may seem, by Redis' clock, and still be that of the call. More would make a
+/// busy stream's events of that time too many to look through.
+const CLOCK_SLACK: Duration = Duration::from_secs(10);
 /// Pause before a call that Redis did not take is repeated.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 
@@ -40,7 +41,8 @@ impl Store {
     /// Appends events, all or none, if the condition holds.
     ///
     /// The call is sent once. Where its reply was lost, it is repeated as a question that cannot add anything twice:
-    /// by the ids in the index, or, where the service made them, by looking back for the first.
+    /// by the ids in the index, or, where the service made them, by looking back for the first. The lost call may also
+    /// arrive after its repeat, from the buffer of a connection that only this side gave up, and adds nothing then.
     ///
     /// # Errors
     /// After [`Error::OutcomeUnknown`] the events are there, whole, or not at all; after any other, not.
@@ -60,23 +62,33 @@ impl Store {
         let mut lost = false;
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
-            match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
-                Ok(Value::ServerError(reply)) if errors::is_function_missing(&reply) => self.reload().await?,
+            let error = match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
+                Ok(Value::ServerError(reply)) if errors::is_function_missing(&reply) => {
+                    match self.reload(deadline).await {
+                        Ok(()) => continue,
+                        Err(error) => error,
+                    }
+                }
                 Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
-                    // Nothing was written by this call; what became of the lost one is still open.
                     Error::Unavailable(_) if Instant::now() + REPEAT_PAUSE < deadline => {
                         tokio::time::sleep(REPEAT_PAUSE).await;
+                        continue;
                     }
-                    error if lost && !is_verdict(&error) => return Err(Error::OutcomeUnknown),
-                    error => return Err(error),
+                    error => error,
                 },
                 Ok(value) => return appended(value),
-                Err(NoReply::Lost) if Instant::now() < deadline => lost = true,
-                Err(NoReply::Lost) => return Err(Error::OutcomeUnknown),
-                Err(NoReply::NotSent | NoReply::QueueFull) if lost => return Err(Error::OutcomeUnknown),
-                Err(NoReply::NotSent) => return Err(Error::Unavailable("cannot be reached".to_owned())),
-                Err(NoReply::QueueFull) => return Err(Error::Overloaded),
-            }
+                Err(NoReply::Lost) => {
+                    lost = true;
+                    if Instant::now() < deadline {
+                        continue;
+                    }
+                    Error::OutcomeUnknown
+                }
+                Err(NoReply::NotSent) => Error::Unavailable("cannot be reached".to_owned()),
+                Err(NoReply::QueueFull) => Error::Overloaded,
+            };
+            // Nothing was written by this call; what became of the lost one may still be open.
+            return Err(if lost && !is_verdict(&error, condition) { Error::OutcomeUnknown } else { error });
         }
     }
 
@@ -95,9 +107,8 @@ impl Store {
             .arg(again.map(|age| age.as_millis().to_string()).unwrap_or_default())
             .arg(stream.as_str());
         for event in *events {
-            let index_key = if *retry == Retry::ById { event.id.index_key() } else { Vec::new() };
             call.arg(event.id.as_str())
-                .arg(index_key)
+                .arg(event.id.index_key())
                 .arg(event.kind.as_bytes())
                 .arg(event.data.get())
                 .arg(event.metadata.map_or("{}", |metadata| metadata.get()));
@@ -106,25 +117,29 @@ impl Store {
     }
 
     /// Loads the functions again: Redis came back empty, or somebody flushed them.
-    async fn reload(&self) -> Result<(), Error> {
+    async fn reload(&self, deadline: Instant) -> Result<(), Error> {
         warn!("the functions are not loaded; loading them again");
-        let unavailable = |error: String| Error::Unavailable(error);
-        let mut redis = self.0.connections.exclusive().await.map_err(|error| unavailable(error.to_string()))?;
-        self.0.library.load(&mut redis).await.map_err(|error| unavailable(error.to_string()))
+        let load = async {
+            let mut redis = self.0.connections.exclusive().await?;
+            Ok::<_, StartError>(self.0.library.load(&mut redis).await?)
+        };
+        match tokio::time::timeout_at(deadline.into(), load).await {
+            Ok(loaded) => loaded.map_err(|error| Error::Unavailable(error.to_string())),
+            Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
+        }
     }
 }
 
 /// Whether an error of the repeat also says what became of the first call: the function looked for its events before
-/// it judged the condition.
-fn is_verdict(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::WrongVersion { .. }
-            | Error::StreamDeleted
-            | Error::EventIdReused { .. }
-            | Error::DuplicateEventId { .. }
-            | Error::OutcomeUnknown
-    )
+/// it judged the condition, and should the first call still arrive, it will be judged the same.
+fn is_verdict(error: &Error, condition: &Condition) -> bool {
+    match error {
+        Error::WrongVersion { current } => !condition.can_hold_after(*current),
+        Error::StreamDeleted | Error::EventIdReused { .. } | Error::DuplicateEventId { .. } | Error::OutcomeUnknown => {
+            true
+        }
+        _ => false,
+    }
 }
 
 fn condition_text(condition: &Condition) -> String {

@@ -44,7 +44,8 @@ impl Keys {
         self.name(partition, "log", "")
     }
 
-    /// Hash: event ids given by clients (UUIDs as 16 bytes) → version. Absent where no client gave any.
+    /// Hash: event ids given by clients (UUIDs as 16 bytes) → version, and the first id of a call that was repeated
+    /// because its reply was lost. Absent where there are none.
     #[must_use]
     pub fn ids(&self, partition: Partition, stream: &StreamId) -> String {
         self.name(partition, "ids:", stream.as_str())

@@ -218,7 +218,7 @@ impl Answer {
 }
 
 /// Waits until `condition` holds; fails after 20 seconds.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     while !condition().await {
         assert!(tokio::time::Instant::now() < deadline, "not in time: {what}");

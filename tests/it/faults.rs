@@ -1,90 +1,11 @@
-//! What happens when Redis is away, full, silent, or loses a word.
+//! What happens when Redis is away, full, or silent.
 
 use std::time::{Duration, Instant};
 
-use serde_json::json;
-
-use crate::{
-    app::{TestApp, TestRedis, eventually},
-    proxy::Proxy,
-};
+use crate::app::{TestApp, TestRedis, eventually};
 
 const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
 const THREE: &str = r#"{"events":[{"type":"t","data":1},{"type":"t","data":2},{"type":"t","data":3}]}"#;
-
-async fn behind_proxy(partitions: u16) -> (TestApp, Proxy) {
-    let redis = TestRedis::start().await;
-    let proxy = Proxy::start(&redis);
-    let app = TestApp::start_with(redis, partitions, |config| config.store.address = proxy.address()).await;
-    (app, proxy)
-}
-
-#[tokio::test]
-async fn an_append_whose_reply_was_lost_is_found_again() {
-    let (app, proxy) = behind_proxy(1).await;
-    app.append("order-1", ONE).await.expect(201);
-    let key = ("idempotency-key", "k");
-    for (stream, headers) in [
-        ("order-1", vec![]),
-        ("order-1", vec![("if-match", "\"4\"")]),
-        ("order-2", vec![("if-none-match", "*")]),
-        ("order-3", vec![("if-match", "\"0\""), key]),
-        ("order-3", vec![("if-match", "*")]),
-    ] {
-        proxy.lose_replies(1);
-        let before =
-            app.head(&format!("/streams/{stream}")).await.header("etag").trim_matches('"').parse().unwrap_or(0);
-        let answer = app.append_with(stream, &headers, THREE).await;
-        assert_eq!(proxy.left(), (0, 0), "the reply was lost");
-        let result = answer.json();
-        assert_eq!(
-            (&result["first_version"], &result["version"]),
-            (&json!(before + 1), &json!(before + 3)),
-            "{result}"
-        );
-        let version = app.get(&format!("/streams/{stream}")).await.expect(200).json()["version"].as_u64();
-        assert_eq!(version, Some(before + 3), "once");
-    }
-    // The log has each of them once.
-    let log = app.get("/events?limit=1000").await.expect(200).json();
-    assert_eq!(log["events"].as_array().unwrap().len(), 1 + 5 * 3);
-}
-
-#[tokio::test]
-async fn an_append_that_never_arrived_is_sent_again() {
-    let (app, proxy) = behind_proxy(4).await;
-    for (version, headers) in [(3, vec![]), (6, vec![("if-match", "\"3\"")]), (9, vec![("idempotency-key", "k")])] {
-        proxy.lose_requests(1);
-        let answer = app.append_with("order-1", &headers, THREE).await.expect(201);
-        assert_eq!(proxy.left(), (0, 0), "the request was lost");
-        assert_eq!((&answer.json()["version"], &answer.json()["duplicate"]), (&json!(version), &json!(false)));
-    }
-}
-
-#[tokio::test]
-async fn a_false_condition_stays_one_when_the_reply_is_lost() {
-    let (app, proxy) = behind_proxy(1).await;
-    app.append("order-1", ONE).await.expect(201);
-    proxy.lose_replies(1);
-    app.append_with("order-1", &[("if-match", "\"0\"")], THREE).await.expect_problem(409, "version-conflict");
-    assert_eq!(app.head("/streams/order-1").await.header("etag"), "\"1\"");
-}
-
-#[tokio::test]
-async fn what_cannot_be_settled_is_called_unknown() {
-    let (app, proxy) = behind_proxy(1).await;
-    // The call is lost; before it is asked for again, more than 1,000 events arrive in its stream. They come from
-    // another instance: the look back ends undecided.
-    let other = TestApp::start_on(app.redis.clone(), 1).await;
-    let thousand = json!({"events": vec![json!({"type": "t", "data": 0}); 1_000]}).to_string();
-    other.append("order-1", &thousand).await.expect(201);
-    other.append("order-1", &thousand).await.expect(201);
-    proxy.lose_requests(1);
-    app.append("order-1", ONE).await.expect_problem(504, "outcome-unknown");
-    // With ids it settles.
-    proxy.lose_requests(1);
-    app.append_with("order-1", &[("idempotency-key", "k")], ONE).await.expect(201);
-}
 
 #[tokio::test]
 async fn a_full_redis_answers_507_and_goes_on_reading() {
@@ -192,4 +113,19 @@ async fn too_many_waiting_appends_are_refused() {
     let overloaded = answers.iter().filter(|answer| answer.json()["code"] == "overloaded").count();
     assert!(overloaded >= 10, "{overloaded}");
     eventually("it heals", async || app.append("order-1", ONE).await.status == 201).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_requests_under_way_end() {
+    let app = TestApp::start(1).await;
+    app.append("order-1", ONE).await.expect(201);
+    app.redis.signal("STOP");
+    let mut append = Box::pin(app.append("order-1", ONE));
+    // Under way: sent, and not answered.
+    assert!(tokio::time::timeout(Duration::from_millis(300), &mut append).await.is_err());
+    app.shutdown.cancel();
+    eventually("no new connection", async || tokio::net::TcpStream::connect(app.address()).await.is_err()).await;
+    app.redis.signal("CONT");
+    assert_eq!(append.await.expect(201).json()["version"], 2);
+    app.served.await.unwrap();
 }

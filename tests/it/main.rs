@@ -1,11 +1,16 @@
 //! Black-box tests: the service on a real Redis, spoken to over HTTP. One binary, a file a subject.
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests: a panic is how they fail")]
+#![allow(clippy::print_stdout, reason = "tests: shown with those that fail")]
 
 #[macro_use]
 mod app;
 
 mod append;
+mod checker;
+mod checker_test;
+mod end;
 mod faults;
+mod history;
 mod import_export;
 mod input;
 mod input_answers;
@@ -14,12 +19,18 @@ mod input_json;
 mod input_limits;
 mod input_paths;
 mod input_wire;
+mod kill;
+#[cfg(target_os = "linux")]
+mod kill_service;
+mod load;
 mod log;
+mod lost_calls;
 mod migrations;
 mod openapi;
 mod proxy;
 mod read;
 mod readme;
+mod record;
 mod redis_server;
 mod retry;
 mod tidy;

@@ -1,107 +1,122 @@
-//! A proxy between the service and Redis that can lose things on the way.
+//! A proxy between the service and Redis that spoils one append.
 
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::sync::Arc;
 
 use redis::{ConnectionInfo, IntoConnectionInfo as _};
-use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{UnixListener, UnixStream},
+    net::{TcpListener, TcpStream, UnixStream},
+    sync::{Mutex, oneshot},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::TestRedis;
 
-/// Passes everything on, until told otherwise.
+/// What becomes of the next append. In every case the service sees its connection break.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It never reaches Redis.
+    RequestLost,
+    /// Redis carries it out, the reply goes astray.
+    ReplyLost,
+    /// The same, and the service learns of it when the append is dropped.
+    ReplyHeld,
+    /// It reaches Redis when it is told to.
+    RequestLate,
+}
+
+type Armed = Arc<Mutex<Option<(Fault, oneshot::Sender<Late>)>>>;
+
+/// An append that was held, on its connection.
+pub struct Late {
+    request: Vec<u8>,
+    redis: UnixStream,
+    _client: Option<TcpStream>,
+}
+
+impl Late {
+    /// Lets Redis carry it out, and gives its reply.
+    pub async fn arrive(mut self) -> String {
+        self.redis.write_all(&self.request).await.unwrap();
+        read(&mut self.redis).await.map(|reply| String::from_utf8_lossy(&reply).into_owned()).unwrap()
+    }
+}
+
 pub struct Proxy {
-    folder: TempDir,
-    lose: Arc<Lose>,
-    cut: CancellationToken,
+    address: String,
+    armed: Armed,
     _accepting: AbortOnDropHandle<()>,
 }
 
-/// What is to be lost: counted down by the connections as they lose it.
-#[derive(Default)]
-struct Lose {
-    replies: AtomicUsize,
-    requests: AtomicUsize,
-}
-
-impl Lose {
-    fn take(count: &AtomicUsize) -> bool {
-        count.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1)).is_ok()
-    }
-}
-
 impl Proxy {
-    pub fn start(redis: &TestRedis) -> Self {
-        let folder = TempDir::new().unwrap();
-        let listener = UnixListener::bind(folder.path().join("p.sock")).unwrap();
-        let behind = redis.data.path().join("redis.sock");
-        let (lose, cut) = (Arc::new(Lose::default()), CancellationToken::new());
-        let (losing, cutting) = (Arc::clone(&lose), cut.clone());
+    pub async fn start(redis: &TestRedis) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("redis://{}", listener.local_addr().unwrap());
+        let socket = redis.data.path().join("redis.sock");
+        let armed = Armed::default();
+        let arm = Arc::clone(&armed);
         let accepting = tokio::spawn(async move {
-            while let Ok((front, _)) = listener.accept().await {
-                tokio::spawn(carry(front, behind.clone(), Arc::clone(&losing), cutting.clone()));
+            while let Ok((client, _)) = listener.accept().await {
+                let redis = UnixStream::connect(&socket).await.unwrap();
+                tokio::spawn(relay(client, redis, Arc::clone(&arm)));
             }
         });
-        Self { folder, lose, cut, _accepting: AbortOnDropHandle::new(accepting) }
+        Self { address, armed, _accepting: AbortOnDropHandle::new(accepting) }
     }
 
     pub fn address(&self) -> ConnectionInfo {
-        format!("redis+unix://{}/p.sock", self.folder.path().display()).into_connection_info().unwrap()
+        self.address.as_str().into_connection_info().unwrap()
     }
 
-    /// The next calls of a function are carried out, their replies lost, and their connections closed.
-    pub fn lose_replies(&self, count: usize) {
-        self.lose.replies.store(count, Ordering::Release);
-    }
-
-    /// The next calls of a function are lost on the way to Redis, and their connections closed.
-    pub fn lose_requests(&self, count: usize) {
-        self.lose.requests.store(count, Ordering::Release);
-    }
-
-    /// How many replies and requests are still to be lost.
-    pub fn left(&self) -> (usize, usize) {
-        (self.lose.replies.load(Ordering::Acquire), self.lose.requests.load(Ordering::Acquire))
+    /// Spoils the next append. The receiver gets it where it is held or late, and is closed where it is lost.
+    pub async fn spoil_next(&self, fault: Fault) -> oneshot::Receiver<Late> {
+        let (sender, receiver) = oneshot::channel();
+        *self.armed.lock().await = Some((fault, sender));
+        receiver
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.cut.cancel();
-    }
-}
-
-async fn carry(mut front: UnixStream, behind: PathBuf, lose: Arc<Lose>, cut: CancellationToken) {
-    let Ok(mut back) = UnixStream::connect(behind).await else { return };
-    let (mut upward, mut downward) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-    let mut loses_reply = false;
+async fn relay(mut client: TcpStream, mut redis: UnixStream, armed: Armed) {
     loop {
         tokio::select! {
-            () = cut.cancelled() => return,
-            read = front.read(&mut upward) => {
-                let Some(bytes) = read.ok().filter(|count| *count > 0).map(|count| &upward[..count]) else { return };
-                if bytes.windows(5).any(|window| window == b"FCALL") {
-                    if Lose::take(&lose.requests) {
+            request = read(&mut client) => {
+                let Some(request) = request else { return };
+                let is_append = request.windows(9).any(|bytes| bytes == b"es_append");
+                let spoil = if is_append { armed.lock().await.take() } else { None };
+                match spoil {
+                    None => redis.write_all(&request).await.unwrap(),
+                    Some((Fault::RequestLost, _)) => return,
+                    Some((Fault::ReplyLost, _)) => {
+                        redis.write_all(&request).await.unwrap();
+                        read(&mut redis).await;
                         return;
                     }
-                    loses_reply = Lose::take(&lose.replies);
+                    Some((Fault::ReplyHeld, sender)) => {
+                        redis.write_all(&request).await.unwrap();
+                        read(&mut redis).await;
+                        let _ = sender.send(Late { request, redis, _client: Some(client) });
+                        return;
+                    }
+                    Some((Fault::RequestLate, sender)) => {
+                        let _ = sender.send(Late { request, redis, _client: None });
+                        return;
+                    }
                 }
-                if back.write_all(bytes).await.is_err() { return }
             }
-            read = back.read(&mut downward) => {
-                let Some(bytes) = read.ok().filter(|count| *count > 0).map(|count| &downward[..count]) else { return };
-                if loses_reply { return }
-                if front.write_all(bytes).await.is_err() { return }
+            reply = read(&mut redis) => {
+                let Some(reply) = reply else { return };
+                if client.write_all(&reply).await.is_err() {
+                    return;
+                }
             }
         }
     }
+}
+
+/// What there is to read; `None` at the end.
+async fn read(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; 64 * 1024];
+    let count = from.read(&mut bytes).await.unwrap_or(0);
+    bytes.truncate(count);
+    (count > 0).then_some(bytes)
 }
