@@ -15,7 +15,7 @@ use std::{any::Any, convert::Infallible, ops::Deref, panic::AssertUnwindSafe, sy
 use axum::{
     Router,
     body::Body,
-    http::{HeaderValue, Request, StatusCode, header},
+    http::{HeaderValue, Method, Request, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use futures::FutureExt as _;
@@ -153,11 +153,14 @@ fn service(
     let (described, document) = routes().split_for_parts();
     let router = described.with_state(app).merge(SwaggerUi::new("/docs").url("/openapi.json", document));
     let compress = SizeAbove::new(COMPRESS_FROM).and(tower_http::compression::predicate::NotForContentType::SSE);
+    let compression = CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress);
+    // The router drops the body of an answer to HEAD, whose headers must be those of GET: compressed before that.
+    let for_head = router.clone().layer(compression.clone());
     let answering = service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
+        let router = if request.method() == Method::HEAD { for_head.clone() } else { router.clone() };
         async move { Ok(request::envelope(request, |request| answer(router, request)).await) }
     });
-    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress).layer(answering)
+    compression.layer(answering)
 }
 
 /// The router's answer, or that to a panic.
