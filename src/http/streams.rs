@@ -221,9 +221,8 @@ fn conditional(headers: &HeaderMap, version: Version) -> Result<Option<Response>
 
 fn page_answer(app: &App, stream: &StreamId, request: PageRequest, page: &Page) -> Response {
     let forward = request.direction == Direction::Forward;
-    let below_head = page.events.last().is_some_and(|last| last.version < page.version);
     // A full page below the head never changes; one that a shared cache may keep carries nothing that does.
-    let kept = app.kept().filter(|_| forward && below_head && page.events.len() == request.limit);
+    let kept = app.kept().filter(|_| forward && page.next.is_some());
     let version = kept.is_none().then_some(page.version);
     let mut body = Vec::with_capacity(256 + page.events.iter().map(|event| event.data.len() + 256).sum::<usize>());
     body.extend_from_slice(format!("{{\"stream\":\"{stream}\",").as_bytes());

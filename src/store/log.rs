@@ -6,7 +6,7 @@ use crate::{
     model::{Category, Error, Event, Fingerprint, Partition, Place, Position, StreamId, Version},
     store::{
         Store,
-        read::{decode, entries},
+        read::{PAGE_BYTES, PIECE, bytes_of, decode, entries},
     },
 };
 
@@ -75,10 +75,18 @@ impl Store {
             pointers.truncate(cut);
             caught_up = false;
         }
-        let last = pointers.last().map(|pointer| pointer.position);
+        let mut last = pointers.last().map(|pointer| pointer.position);
         let kept = |pointer: &Pointer| filter.wants(&pointer.stream) || Some(pointer.position) == last;
         pointers.retain(kept);
-        let mut events = self.resolve(partition, pointers).await?;
+        let mut events = Vec::with_capacity(pointers.len());
+        for piece in pointers.chunks(PIECE) {
+            events.extend(self.resolve(partition, piece).await?);
+            if bytes_of(&events) > PAGE_BYTES {
+                caught_up &= piece.last().map(|pointer| pointer.position) == last;
+                last = piece.last().map(|pointer| pointer.position);
+                break;
+            }
+        }
         // The last entry names the cursor, also where the filter does not want it.
         let print = |position| match events.last() {
             Some(event) if event.position == position => Fingerprint::of(&event.id),
@@ -106,7 +114,7 @@ impl Store {
             if pointers.first().is_none_or(|first| first.position != position) {
                 return Err(diverged);
             }
-            let own = self.resolve(partition, vec![pointers.remove(0)]).await?;
+            let own = self.resolve(partition, &[pointers.remove(0)]).await?;
             if own.first().is_some_and(|event| !fingerprint.fits(&event.id)) {
                 return Err(diverged);
             }
@@ -115,12 +123,12 @@ impl Store {
     }
 
     /// Fetches the events that pointers name; one round trip.
-    async fn resolve(&self, partition: Partition, pointers: Vec<Pointer>) -> Result<Vec<Event>, Error> {
+    async fn resolve(&self, partition: Partition, pointers: &[Pointer]) -> Result<Vec<Event>, Error> {
         if pointers.is_empty() {
             return Ok(Vec::new());
         }
         let mut commands = Pipeline::with_capacity(pointers.len());
-        for Pointer { stream, version, .. } in &pointers {
+        for Pointer { stream, version, .. } in pointers {
             let id = format!("0-{version}");
             commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(&id).arg(&id);
         }

@@ -7,6 +7,11 @@ use crate::{
     store::Store,
 };
 
+/// Events fetched at once before it is known how large they are.
+pub(super) const PIECE: usize = 100;
+/// A page that would be larger is cut short: a thousand events may be a gigabyte.
+pub(super) const PAGE_BYTES: usize = 16 * 1024 * 1024;
+
 /// Which way a read goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -23,7 +28,7 @@ pub struct PageRequest {
     pub from: Option<Version>,
     /// Last version wanted; `None`: the newest, or going backward the first.
     pub to: Option<Version>,
-    /// Most events wanted.
+    /// Most events wanted. There may be fewer, and still a next page, where they are large.
     pub limit: usize,
     /// Which way.
     pub direction: Direction,
@@ -48,10 +53,13 @@ impl Store {
     pub async fn read(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Result<Page, Error> {
         let mut commands = Pipeline::with_capacity(3);
         self.add_head(&mut commands, partition, stream);
-        commands.add_command(self.range(partition, stream, page));
+        commands.add_command(self.range(partition, stream, page, page.limit.min(PIECE)));
         let mut replies = self.0.connections.read(&commands).await?.into_iter();
         let head = head(&mut replies)?;
-        let events = entries(stream, replies.next())?;
+        let mut events = entries(stream, replies.next())?;
+        if events.len() == PIECE && page.limit > PIECE {
+            self.read_on(partition, stream, page, &mut events).await?;
+        }
         // The head was asked first: what came in between belongs to the answer too.
         let newest = events.iter().map(|event| event.version).max().unwrap_or_default();
         let version = head.max(newest);
@@ -60,6 +68,30 @@ impl Store {
         }
         let next = next_of(&events, page, version);
         Ok(Page { version, events, next })
+    }
+
+    /// The rest of a large page, as far as its bytes allow: from the first piece it is known how large its events are.
+    async fn read_on(
+        &self,
+        partition: Partition,
+        stream: &StreamId,
+        page: PageRequest,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Error> {
+        let (Some(last), bytes) = (events.last(), bytes_of(events)) else { return Ok(()) };
+        let room = PAGE_BYTES.saturating_sub(bytes) / (bytes / events.len()).max(1);
+        let from = match page.direction {
+            Direction::Forward => last.version.plus(1),
+            Direction::Backward if last.version == Version::FIRST => return Ok(()),
+            Direction::Backward => last.version.minus(1),
+        };
+        let count = room.min(page.limit - events.len());
+        if count > 0 {
+            let mut commands = Pipeline::with_capacity(1);
+            commands.add_command(self.range(partition, stream, PageRequest { from: Some(from), ..page }, count));
+            events.extend(entries(stream, self.0.connections.read(&commands).await?.pop())?);
+        }
+        Ok(())
     }
 
     /// Reads one event.
@@ -92,7 +124,7 @@ impl Store {
         commands.cmd("HMGET").arg(self.0.keys.stream(partition, stream)).arg("removed").arg("tombstone");
     }
 
-    fn range(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Cmd {
+    fn range(&self, partition: Partition, stream: &StreamId, page: PageRequest, count: usize) -> Cmd {
         let key = self.0.keys.events(partition, stream);
         let bound = |version: Option<Version>, open: &str| version.map_or(open.to_owned(), |v| format!("0-{v}"));
         let mut range = match page.direction {
@@ -107,7 +139,7 @@ impl Store {
                 range
             }
         };
-        range.arg("COUNT").arg(page.limit);
+        range.arg("COUNT").arg(count);
         range
     }
 }
@@ -122,13 +154,18 @@ fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
 }
 
 fn next_of(events: &[Event], page: PageRequest, head: Version) -> Option<Version> {
-    let last = events.last().filter(|_| events.len() == page.limit)?.version;
+    let last = events.last()?.version;
     match page.direction {
         Direction::Forward => (last < page.to.unwrap_or(head).min(head)).then(|| last.plus(1)),
         Direction::Backward => {
             (last.minus(1) >= page.to.unwrap_or_default().max(Version::FIRST)).then(|| last.minus(1))
         }
     }
+}
+
+/// Roughly what events take in an answer.
+pub(super) fn bytes_of(events: &[Event]) -> usize {
+    events.iter().map(|event| event.data.len() + event.metadata.len() + 256).sum()
 }
 
 /// Reads a reply as `T`.

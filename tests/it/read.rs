@@ -161,3 +161,39 @@ async fn shared_caches_may_keep_what_never_changes() {
         assert_eq!((page.header("cache-control"), page.header("etag")), ("private, no-cache", "\"10\""), "{changing}");
     }
 }
+
+/// A page has an end in bytes too: whoever follows `next` gets every event once.
+#[tokio::test]
+async fn pages_of_large_events_are_cut_short() {
+    let app = TestApp::start(1).await;
+    let large = "x".repeat(500_000);
+    for _ in 0..18 {
+        let events: Vec<_> = (0..8).map(|_| json!({"type": "t", "data": large})).collect();
+        app.append("order-1", &json!({ "events": events }).to_string()).await.expect(201);
+    }
+    for (direction, from) in [("forward", 1), ("backward", 144)] {
+        let (mut seen, mut next, mut pages) = (Vec::new(), json!(from), 0);
+        while let Some(from) = next.as_u64() {
+            let query = format!("/streams/order-1?limit=1000&direction={direction}&from={from}");
+            let page = app.get(&query).await.expect(200);
+            assert!(page.text.len() < 64 * 1024 * 1024);
+            seen.extend(versions(&page));
+            next = page.json()["next"].clone();
+            pages += 1;
+        }
+        assert!(pages > 1);
+        seen.sort_unstable();
+        assert_eq!(seen, (1..=144).collect::<Vec<_>>());
+    }
+    let (mut count, mut pages, mut after) = (0, 0, String::new());
+    loop {
+        let page = app.get(&format!("/events?limit=1000{after}")).await.expect(200).json();
+        count += page["events"].as_array().unwrap().len();
+        pages += 1;
+        if page["caught_up"] == true {
+            break;
+        }
+        after = format!("&after={}", page["next"].as_str().unwrap());
+    }
+    assert_eq!((count, pages > 1), (144, true));
+}
