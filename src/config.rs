@@ -10,7 +10,7 @@ use crate::{
     model::Partitions,
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
-    telemetry::LogFormat,
+    telemetry::{LogFormat, check_filter},
 };
 
 /// An event store over plain HTTP on ordinary Redis Streams.
@@ -87,7 +87,11 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_IDLE_TIMEOUT_SECS", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub idle_timeout_secs: u32,
 
-    /// How long requests under way may take to end after SIGTERM, in seconds
+    /// How long the service goes on after SIGTERM with /readyz answering 503, so that gateways notice, in seconds
+    #[arg(long, env = "STREAMKEEP_DRAIN_DELAY_SECS", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=3600))]
+    pub drain_delay_secs: u32,
+
+    /// How long requests under way may take to end after that, in seconds
     #[arg(long, env = "STREAMKEEP_DRAIN_TIMEOUT_SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub drain_timeout_secs: u32,
 
@@ -96,7 +100,7 @@ pub struct Serve {
     pub log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, trace, or by module as in streamkeep=debug
-    #[arg(long, env = "STREAMKEEP_LOG", default_value = "info")]
+    #[arg(long, env = "STREAMKEEP_LOG", default_value = "info", value_parser = check_filter)]
     pub log: String,
 }
 
@@ -167,6 +171,10 @@ pub struct LimitArgs {
     /// Bytes of a request's body, after decompression
     #[arg(long, env = "STREAMKEEP_BODY_BYTES_MAX", default_value_t = 4_194_304, value_parser = clap::value_parser!(u32).range(1..=67_108_864))]
     pub body_bytes_max: u32,
+
+    /// Bytes of the bodies of all requests under way; further ones wait a moment, then are answered 503
+    #[arg(long, env = "STREAMKEEP_BODIES_BYTES_MAX", default_value_t = 268_435_456, value_parser = clap::value_parser!(u32).range(1..))]
+    pub bodies_bytes_max: u32,
 
     /// Characters of an event's type
     #[arg(long, env = "STREAMKEEP_TYPE_CHARS_MAX", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_024))]
@@ -279,6 +287,21 @@ impl Storage {
 }
 
 impl LimitArgs {
+    /// That the limits do not contradict one another.
+    ///
+    /// # Errors
+    /// One sentence for the operator.
+    pub fn check(&self) -> Result<(), String> {
+        let largest = self.data_bytes_max.max(self.metadata_bytes_max);
+        if self.body_bytes_max > self.bodies_bytes_max {
+            return Err("one body may be larger than all together (--body-bytes-max, --bodies-bytes-max)".to_owned());
+        }
+        if largest <= self.body_bytes_max {
+            return Ok(());
+        }
+        Err(format!("an event may have {largest} bytes, but a body only {} (--body-bytes-max)", self.body_bytes_max))
+    }
+
     /// As the handlers use them.
     #[must_use]
     pub fn limits(&self) -> Limits {
@@ -288,6 +311,7 @@ impl LimitArgs {
             metadata_bytes: size(self.metadata_bytes_max),
             events: size(self.events_max),
             body_bytes: size(self.body_bytes_max),
+            bodies_bytes: size(self.bodies_bytes_max),
             type_chars: size(self.type_chars_max),
             page_events: size(self.page_events_max),
             json_depth: size(self.json_depth_max),
@@ -304,6 +328,7 @@ impl Serve {
             connections_max: usize::try_from(self.connections_max).unwrap_or(usize::MAX),
             header_timeout: Duration::from_secs(self.header_timeout_secs.into()),
             idle_timeout: Duration::from_secs(self.idle_timeout_secs.into()),
+            drain_delay: Duration::from_secs(self.drain_delay_secs.into()),
             drain_timeout: Duration::from_secs(self.drain_timeout_secs.into()),
         }
     }

@@ -2,7 +2,8 @@
 --
 -- KEYS     1 events:<stream>    2 log    3 ids:<stream>    4 stream:<stream>
 -- ARGV     1 condition: '' nothing, 'none' no events yet, 'exists' some event, or versions joined by ','
---          2 index: '1' where the ids are to be kept in ids:<stream>, '' where the service made them
+--          2 index: '1' where the ids are to be kept in ids:<stream>, '' where the service made them; where they follow
+--            from a key, the form in the index of the id that one more event would have
 --          3 again: '' at first; in a repeat after a broken connection the call's age in milliseconds
 --          4 stream id, for the log
 --          5.. five for each event: id, its form in the index, type, data, metadata
@@ -88,6 +89,9 @@ local function check_index(keys, args, count)
     end
   end
   if known == count then
+    if args[2] ~= '1' and redis.call('HEXISTS', keys[3], args[2]) == 1 then
+      return redis.error_reply('DUPLICATEID ' .. digits(count - 1))
+    end
     return answer_again(keys, args, versions)
   elseif known > 0 then
     return redis.error_reply('DUPLICATEID ' .. digits(first_known - 1))
@@ -190,7 +194,7 @@ end
 
 local function append(keys, args)
   local count = (#args - FIRST + 1) / WIDTH
-  local indexed, again = args[2] == '1', args[3] ~= ''
+  local indexed, again = args[2] ~= '', args[3] ~= ''
   local settled
   if indexed then
     settled = check_index(keys, args, count)
@@ -215,12 +219,12 @@ local function append(keys, args)
     add_event(redis.call, keys[1], args, i, now, first + i - 1, position + i)
   end
 
+  for i = 1, indexed and count or again and 1 or 0 do
+    redis.call('HSET', keys[3], args[FIRST + (i - 1) * WIDTH + 1], digits(first + i - 1))
+  end
+  -- Last, for this alone could fail: if somebody else wrote to the log. A repeat then finds the events.
   for i = 1, count do
-    local at = FIRST + (i - 1) * WIDTH
-    position = add_pointer(keys[2], args[4], first + i - 1, args[at + 2], position + 1)
-    if indexed or again and i == 1 then
-      redis.call('HSET', keys[3], args[at + 1], digits(first + i - 1))
-    end
+    position = add_pointer(keys[2], args[4], first + i - 1, args[FIRST + (i - 1) * WIDTH + 2], position + 1)
   end
   return { first, first + count - 1, position, 0 }
 end

@@ -14,7 +14,7 @@ use super::Failure;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the service may be silent within a request, well over the default of `--redis-timeout-ms`.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// Idle connections are left before the service closes them (`--header-timeout-secs`, 10 by default).
+/// Idle connections are left before the service closes them (`--idle-timeout-secs`, 75 by default).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Upper bound of the first pause; doubled with each further one.
 const PAUSE_FIRST: Duration = Duration::from_millis(50);

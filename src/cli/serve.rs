@@ -22,12 +22,31 @@ use crate::{
 /// What stopped the start.
 pub async fn serve(settings: Serve) -> Result<(), Failure> {
     telemetry::start(settings.log_format, &settings.log);
+    settings.limits.check()?;
+    raise_descriptor_limit();
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
     // Before Redis is started: an address that is taken is the commonest mistake.
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", settings.listen))?;
+    let started = tokio::select! {
+        started = start(&settings, shutdown.clone()) => started?,
+        () = shutdown.cancelled() => {
+            // Whatever the start is waiting for; our own Redis, should there be one yet, ends with this process.
+            info!("stopped before the service was ready");
+            std::process::exit(0);
+        }
+    };
+    let (server, app) = started;
+    let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
+    info!(listen = %listener.local_addr()?, %durability, partitions, "ready");
+    http::serve(listener, app, settings.server_options()).await;
+    stop(server).await
+}
+
+/// Starts Redis if it is ours, and opens the store.
+async fn start(settings: &Serve, shutdown: CancellationToken) -> Result<(Option<RedisServer>, App), Failure> {
     let (server, address) = redis(&settings.storage).await?;
     let config = StoreConfig {
         writers: settings.writers.into(),
@@ -35,17 +54,23 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
         migrate: !settings.no_migrate,
         ..settings.storage.store_config(address)
     };
-    let store = Store::open(config).await?;
-    info!(listen = %listener.local_addr()?, durability = %store.durability(), partitions = store.partitions().count(), "ready");
     let app = App::new(AppState {
-        store,
+        store: Store::open(config).await?,
         limits: settings.limits.limits(),
         require_condition: settings.require_condition,
         cache_max_age: Duration::from_secs(settings.cache_max_age_secs.into()),
         shutdown,
     });
-    http::serve(listener, app, settings.server_options()).await;
-    stop(server).await
+    Ok((server, app))
+}
+
+/// As many descriptors as the system lets us have: the usual soft limit of 1,024 is for programs that use select(2).
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Runs due migrations and loads the functions.

@@ -14,8 +14,10 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::{
-    App, Limits, etag,
-    extract::{Headers, Query, StreamPath, accepts_json, condition, idempotency_key, json_body},
+    App, Limits,
+    body::json_body,
+    etag,
+    extract::{Headers, Query, StreamPath, accepts_json, condition, idempotency_key},
     json::{self, Object, present},
     problem::{Code, Problem},
     streams::write_events,
@@ -145,17 +147,22 @@ pub async fn append_events(
     accepts_json(&headers)?;
     let condition = demanded(condition(&headers)?, &app)?;
     let key = idempotency_key(&headers)?;
-    let body = json_body(&headers, body, app.limits.body_bytes, app.limits.body_timeout).await?;
+    let body = json_body(&headers, body, &app.limits, &app.room).await?;
     let request = json::parse(&body, FORM)?;
     let (events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
     let partition = app.store.partition(&stream);
-    match app.store.append(partition, &stream, &condition, retry, &events).await {
+    match app.store.append(partition, &stream, &condition, &retry, &events).await {
         Ok(appended) => Ok(answer(&app, stream, partition, events.len(), appended)),
         Err(Error::WrongVersion { current }) => {
             Err(conflict(&app, partition, &stream, &condition, current, include).await)
         }
-        Err(Error::EventIdReused { index }) if is_from_key(&stream, &events[index].id, key.as_deref(), index) => {
-            Err(key_reused(index))
+        Err(Error::EventIdReused { index } | Error::DuplicateEventId { index })
+            if is_from_key(&stream, &events[index].id, key.as_deref(), index) =>
+        {
+            Err(key_reused())
+        }
+        Err(error @ (Error::EventIdReused { index } | Error::DuplicateEventId { index })) => {
+            Err(Problem::from(error).at(format!("#/events/{index}/id"), "is in the stream already"))
         }
         Err(error) => Err(error.into()),
     }
@@ -198,7 +205,12 @@ fn new_events<'a>(
         }
         checked.push(event);
     }
-    Ok((checked, if repeatable { Retry::ById } else { Retry::ByService }))
+    let retry = match key {
+        Some(key) => Retry::ByKey(EventId::from_key(stream, key, checked.len())),
+        None if repeatable => Retry::ById,
+        None => Retry::ByService,
+    };
+    Ok((checked, retry))
 }
 
 fn new_event<'a>(
@@ -296,9 +308,7 @@ fn is_from_key(stream: &StreamId, id: &EventId, key: Option<&str>, index: usize)
     key.is_some_and(|key| *id == EventId::from_key(stream, key, index))
 }
 
-fn key_reused(index: usize) -> Problem {
-    let detail = format!(
-        "Event {index} was sent with this key before, with another type or other data. Give a new request a new key."
-    );
+fn key_reused() -> Problem {
+    let detail = "This key was sent to this stream before, with other events. Give a new request a new key.";
     Problem::new(Code::IdempotencyKeyReused, detail)
 }

@@ -1,13 +1,11 @@
 //! Takes requests apart: paths, queries, conditions, bodies. Whatever does not parse is refused with a problem.
 
-use std::{borrow::Cow, convert::Infallible, str::FromStr, time::Duration};
+use std::{borrow::Cow, convert::Infallible, str::FromStr};
 
 use axum::{
-    body::{Body, Bytes},
     extract::{FromRequestParts, Path, RawQuery},
     http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
 };
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
@@ -286,48 +284,6 @@ pub fn weighted(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = 
         let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| f32::from_str(q).unwrap_or(0.0));
         (named, weight)
     })
-}
-
-/// Reads a JSON body of at most `max` bytes (after decompression) that arrives within `patience`.
-///
-/// # Errors
-/// `unsupported-media-type`, `payload-too-large`, `request-timeout`, `invalid-json`
-pub async fn json_body(headers: &HeaderMap, body: Body, max: usize, patience: Duration) -> Result<Bytes, Problem> {
-    check_json_type(headers)?;
-    let close = || (header::CONNECTION, HeaderValue::from_static("close"));
-    let too_large = || {
-        let problem = Problem::new(Code::PayloadTooLarge, format!("A body has at most {max} bytes."));
-        // What is left of the body is not read.
-        problem.header(close().0, close().1)
-    };
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > max) {
-        return Err(too_large());
-    }
-    match tokio::time::timeout(patience, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-        Ok(Err(_)) => Err(Problem::new(Code::InvalidJson, "The body broke off, or cannot be decompressed.")),
-        Err(_) => {
-            let detail = format!("A body arrives within {} seconds.", patience.as_secs());
-            Err(Problem::new(Code::RequestTimeout, detail).header(close().0, close().1))
-        }
-    }
-}
-
-fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    // Two types are none: nobody knows which one was meant.
-    let one = types.next().filter(|_| types.next().is_none());
-    let text = one.and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
-    let json = parts.next().is_some_and(|media| media == "application/json");
-    let utf8 = parts.all(|part| part.strip_prefix("charset=").is_none_or(|set| set.trim_matches('"') == "utf-8"));
-    if json && utf8 {
-        return Ok(());
-    }
-    let detail = "Send Content-Type: application/json (in UTF-8).";
-    Err(Problem::new(Code::UnsupportedMediaType, detail).header(ACCEPT_POST, JSON))
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::{Category, Cursor, Event},
-    store::LogFilter,
+    store::{LogFilter, bytes_of},
 };
 
 /// The routes of the log.
@@ -70,7 +70,7 @@ pub async fn read_log(State(app): State<App>, query: RawQuery, Headers(headers):
     };
     let cursor = cursor.unwrap_or_else(|| Cursor::beginning(partitions));
     let (events, cursor, caught_up) = read_in_turn(&app, cursor, limit, &filter).await?;
-    let mut body = Vec::with_capacity(256 + events.iter().map(|event| event.data.len() + 256).sum::<usize>());
+    let mut body = Vec::with_capacity(256 + bytes_of(&events));
     body.extend_from_slice(b"{\"events\":");
     write_events(&mut body, &events);
     body.extend_from_slice(format!(",\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token()).as_bytes());

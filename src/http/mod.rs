@@ -2,6 +2,7 @@
 
 mod admin;
 mod append;
+mod body;
 mod connection;
 mod extract;
 mod json;
@@ -38,6 +39,8 @@ pub struct Limits {
     pub events: usize,
     /// Bytes of a body, after decompression.
     pub body_bytes: usize,
+    /// Bytes of the bodies of all requests under way.
+    pub bodies_bytes: usize,
     /// Characters of an event's type.
     pub type_chars: usize,
     /// Events of a page.
@@ -55,6 +58,7 @@ impl Default for Limits {
             metadata_bytes: 64 * 1024,
             events: 1_000,
             body_bytes: 4 * 1024 * 1024,
+            bodies_bytes: 256 * 1024 * 1024,
             type_chars: 256,
             page_events: 1_000,
             json_depth: 128,
@@ -65,7 +69,10 @@ impl Default for Limits {
 
 /// What the handlers share. Cheap to clone.
 #[derive(Clone)]
-pub struct App(Arc<AppState>);
+pub struct App {
+    state: Arc<AppState>,
+    room: body::Room,
+}
 
 /// See [`App`].
 pub struct AppState {
@@ -85,7 +92,8 @@ impl App {
     /// Shares a state.
     #[must_use]
     pub fn new(state: AppState) -> Self {
-        Self(Arc::new(state))
+        let room = body::Room::new(state.limits.bodies_bytes);
+        Self { state: Arc::new(state), room }
     }
 
     /// `Cache-Control` of what never changes, where caches may keep it.
@@ -100,7 +108,7 @@ impl Deref for App {
     type Target = AppState;
 
     fn deref(&self) -> &AppState {
-        &self.0
+        &self.state
     }
 }
 

@@ -96,8 +96,8 @@ fn is_host(text: &[u8]) -> bool {
     text.is_empty() || (!text.contains(&b'@') && Authority::try_from(text).is_ok())
 }
 
-/// Writes the coding of the body as the decompressing layer wants it: that one knows neither capitals nor `x-gzip`
-/// (RFC 9110 §8.4.1), and of several codings only the first.
+/// That the coding of the body is one that is read, and written as `body.rs` knows it: without capitals, and `gzip` for
+/// `x-gzip` (RFC 9110 §8.4.1).
 fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };

@@ -42,7 +42,9 @@ pub struct ServerOptions {
     pub header_timeout: Duration,
     /// How long a connection is kept between requests, and a client may take no byte of its answer.
     pub idle_timeout: Duration,
-    /// How long requests under way may take to end, once the service is to end.
+    /// How long the service goes on, with `/readyz` answering 503, once it is to end: gateways need a moment to notice.
+    pub drain_delay: Duration,
+    /// How long requests under way may take to end, after that.
     pub drain_timeout: Duration,
 }
 
@@ -53,6 +55,7 @@ impl Default for ServerOptions {
             header_timeout: Duration::from_secs(10),
             // Longer than gateways keep theirs (60 s is common), so that it is never ours that closes under a request.
             idle_timeout: Duration::from_secs(75),
+            drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(8),
         }
     }
@@ -61,6 +64,7 @@ impl Default for ServerOptions {
 /// Serves until the app's shutdown is told, then lets requests under way end.
 pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
+    let closing = CancellationToken::new();
     let service = service(app);
     let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();
@@ -68,17 +72,22 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
         loop {
             let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
             let stream = accept(&listener).await;
-            let connection = connection(stream, service.clone(), options.clone(), shutdown.clone());
+            let connection = connection(stream, service.clone(), options.clone(), closing.clone());
             connections.spawn(async move {
                 connection.await;
                 drop(permit);
             });
         }
     };
+    let told = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(options.drain_delay).await;
+    };
     tokio::select! {
         () = accept => {}
-        () = shutdown.cancelled() => {}
+        () = told => {}
     }
+    closing.cancel();
     // Whoever connects from now on is refused at once, and goes to another instance.
     drop(listener);
     info!(connections = connections.len(), "draining");
@@ -93,7 +102,7 @@ async fn connection(
     stream: TcpStream,
     service: impl Answers<Incoming>,
     options: ServerOptions,
-    shutdown: CancellationToken,
+    closing: CancellationToken,
 ) {
     let phase = Phase::default();
     let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout);
@@ -114,7 +123,7 @@ async fn connection(
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
-        () = shutdown.cancelled() => {
+        () = closing.cancelled() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

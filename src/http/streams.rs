@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     model::{Event, StreamId, Version},
-    store::{Direction, Page, PageRequest},
+    store::{Direction, Page, PageRequest, bytes_of},
 };
 
 /// The routes of one stream.
@@ -108,9 +108,10 @@ pub async fn read_stream(
     let request = page_request(&query, &app)?;
     accepts_json(&headers)?;
     let partition = app.store.partition(&stream);
-    if headers.contains_key(header::IF_NONE_MATCH) || headers.contains_key(header::IF_MATCH) {
+    let conditions = Conditions::of(&headers)?;
+    if conditions.any() {
         let version = app.store.version(partition, &stream).await?;
-        if let Some(answer) = conditional(&headers, version)? {
+        if let Some(answer) = conditions.judge(version, fresh_headers(Some(version)))? {
             return Ok(answer);
         }
     }
@@ -144,8 +145,9 @@ pub async fn head_stream(
 ) -> Result<Response, Problem> {
     page_request(&query, &app)?;
     accepts_json(&headers)?;
+    let conditions = Conditions::of(&headers)?;
     let version = app.store.version(app.store.partition(&stream), &stream).await?;
-    if let Some(answer) = conditional(&headers, version)? {
+    if let Some(answer) = conditions.judge(version, fresh_headers(Some(version)))? {
         return Ok(answer);
     }
     Ok((fresh_headers(Some(version)), json_response(Vec::new())).into_response())
@@ -177,17 +179,19 @@ pub async fn read_event(
 ) -> Result<Response, Problem> {
     Query::parse(&query, &[])?;
     accepts_json(&headers)?;
+    let conditions = Conditions::of(&headers)?;
     let event = app.store.read_event(app.store.partition(&stream), &stream, version).await?;
-    if let Some(answer) = conditional(&headers, version)? {
+    let mut fresh = fresh_headers(Some(version));
+    if let Some(kept) = app.kept() {
+        fresh.insert(header::CACHE_CONTROL, kept);
+    }
+    // A 304 has the headers of the 200 (RFC 9110 §15.4.5): a cache takes them over.
+    if let Some(answer) = conditions.judge(version, fresh.clone())? {
         return Ok(answer);
     }
     let mut body = Vec::with_capacity(event.data.len() + event.metadata.len() + 256);
     event.write_json(&mut body);
-    let mut response = (fresh_headers(Some(version)), json_response(body)).into_response();
-    if let Some(kept) = app.kept() {
-        response.headers_mut().insert(header::CACHE_CONTROL, kept);
-    }
-    Ok(response)
+    Ok((fresh, json_response(body)).into_response())
 }
 
 fn page_request(query: &RawQuery, app: &App) -> Result<PageRequest, Problem> {
@@ -205,18 +209,36 @@ fn page_request(query: &RawQuery, app: &App) -> Result<PageRequest, Problem> {
     })
 }
 
-/// 304 or 412 where a condition says so (RFC 9110 §13.2.2).
-fn conditional(headers: &HeaderMap, version: Version) -> Result<Option<Response>, Problem> {
-    let names = |tags: &Tags| match tags {
-        Tags::Any => true,
-        Tags::Versions(versions) => versions.contains(&version),
-    };
-    if tags_of(headers, &header::IF_MATCH)?.is_some_and(|tags| !names(&tags)) {
-        let detail = format!("What you ask for is at version {version}. Read without If-Match, or with that version.");
-        return Err(Problem::new(Code::PreconditionFailed, detail).header(header::ETAG, etag(version)));
+/// The conditions of a read (RFC 9110 §13.2.2).
+struct Conditions {
+    expected: Option<Tags>,
+    known: Option<Tags>,
+}
+
+impl Conditions {
+    /// Read before the store is asked, so that a bad one is refused whatever is there.
+    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        Ok(Self { expected: tags_of(headers, &header::IF_MATCH)?, known: tags_of(headers, &header::IF_NONE_MATCH)? })
     }
-    let unchanged = tags_of(headers, &header::IF_NONE_MATCH)?.is_some_and(|tags| names(&tags));
-    Ok(unchanged.then(|| (StatusCode::NOT_MODIFIED, fresh_headers(Some(version))).into_response()))
+
+    fn any(&self) -> bool {
+        self.expected.is_some() || self.known.is_some()
+    }
+
+    /// 304 with these headers where the caller has this version; 412 where it expects another.
+    fn judge(&self, version: Version, headers: HeaderMap) -> Result<Option<Response>, Problem> {
+        let names = |tags: &Tags| match tags {
+            Tags::Any => true,
+            Tags::Versions(versions) => versions.contains(&version),
+        };
+        if self.expected.as_ref().is_some_and(|tags| !names(tags)) {
+            let detail =
+                format!("What you ask for is at version {version}. Read without If-Match, or with that version.");
+            return Err(Problem::new(Code::PreconditionFailed, detail).header(header::ETAG, etag(version)));
+        }
+        let unchanged = self.known.as_ref().is_some_and(names);
+        Ok(unchanged.then(|| (StatusCode::NOT_MODIFIED, headers).into_response()))
+    }
 }
 
 fn page_answer(app: &App, stream: &StreamId, request: PageRequest, page: &Page) -> Response {
@@ -224,7 +246,7 @@ fn page_answer(app: &App, stream: &StreamId, request: PageRequest, page: &Page) 
     // A full page below the head never changes; one that a shared cache may keep carries nothing that does.
     let kept = app.kept().filter(|_| forward && page.next.is_some());
     let version = kept.is_none().then_some(page.version);
-    let mut body = Vec::with_capacity(256 + page.events.iter().map(|event| event.data.len() + 256).sum::<usize>());
+    let mut body = Vec::with_capacity(256 + bytes_of(&page.events));
     body.extend_from_slice(format!("{{\"stream\":\"{stream}\",").as_bytes());
     if let Some(version) = version {
         body.extend_from_slice(format!("\"version\":{version},").as_bytes());
@@ -271,7 +293,9 @@ fn links(request: PageRequest, page: &Page, with_last: bool) -> HeaderValue {
     match direction {
         Direction::Forward => {
             if let Some(from) = from.filter(|from| *from > Version::FIRST) {
-                link("prev", Some(from.minus(size).max(Version::FIRST)), Some(from.minus(1)));
+                // A whole page ends before this one by its size; a smaller one, at the beginning, has to be told.
+                let to = (from.get() <= size).then(|| from.minus(1));
+                link("prev", Some(from.minus(size).max(Version::FIRST)), to);
             }
             link("first", None, None);
             if with_last {
@@ -280,7 +304,8 @@ fn links(request: PageRequest, page: &Page, with_last: bool) -> HeaderValue {
         }
         Direction::Backward => {
             if let Some(from) = from.filter(|from| *from < page.version) {
-                link("prev", Some(from.plus(size).min(page.version)), Some(from.plus(1)));
+                let whole = from.plus(size) <= page.version;
+                link("prev", Some(from.plus(size).min(page.version)), (!whole).then(|| from.plus(1)));
             }
             link("first", None, None);
             if with_last {

@@ -88,10 +88,13 @@ pub struct NewEvent<'a> {
 }
 
 /// What makes a repeated append harmless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retry {
-    /// The ids come from the client (given, or derived from its key) and are kept in the stream's index.
+    /// The ids come from the client and are kept in the stream's index.
     ById,
+    /// The same, where the ids follow from a key. Holds the id that one more event would have: if it is known, the key
+    /// came with more events before.
+    ByKey(EventId),
     /// The service made the ids: only its own repeat within the same request can know them.
     ByService,
 }

@@ -93,11 +93,12 @@ macro_rules! number {
                 (number <= NUMBER_MAX).then_some(Self(number))
             }
 
-            /// Reads plain decimal digits: no sign, point, exponent or space.
+            /// Reads plain decimal digits: no sign, point, exponent, space or leading zero.
             #[must_use]
             pub fn parse(text: &str) -> Option<Self> {
                 let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-                digits.then(|| text.parse().ok()).flatten().and_then(Self::new)
+                let plain = digits && (text == "0" || !text.starts_with('0'));
+                plain.then(|| text.parse().ok()).flatten().and_then(Self::new)
             }
 
             /// The number itself.
@@ -220,7 +221,7 @@ mod tests {
     #[test]
     fn numbers_are_plain_digits() {
         assert_eq!(Version::parse("9007199254740991"), Some(Version::MAX));
-        for bad in ["", "-1", "+1", "1.0", "1e3", " 1", "9007199254740992", "99999999999999999999"] {
+        for bad in ["", "-1", "+1", "01", "00", "1.0", "1e3", " 1", "9007199254740992", "99999999999999999999"] {
             assert_eq!(Version::parse(bad), None, "{bad:?}");
         }
     }

@@ -33,7 +33,7 @@ struct Append<'a> {
     partition: Partition,
     stream: &'a StreamId,
     condition: String,
-    retry: Retry,
+    retry: &'a Retry,
     events: &'a [NewEvent<'a>],
 }
 
@@ -51,7 +51,7 @@ impl Store {
         partition: Partition,
         stream: &StreamId,
         condition: &Condition,
-        retry: Retry,
+        retry: &Retry,
         events: &[NewEvent<'_>],
     ) -> Result<Appended, Error> {
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
@@ -94,6 +94,11 @@ impl Store {
 
     fn append_command(&self, append: &Append<'_>, again: Option<Duration>, bytes: usize) -> Cmd {
         let Append { partition, stream, condition, retry, events } = append;
+        let index = match retry {
+            Retry::ByService => Vec::new(),
+            Retry::ById => b"1".to_vec(),
+            Retry::ByKey(one_more) => one_more.index_key(),
+        };
         let mut call = Cmd::with_capacity(11 + 5 * events.len(), bytes + 256);
         call.arg("FCALL")
             .arg(&self.0.append_function)
@@ -103,7 +108,7 @@ impl Store {
             .arg(self.0.keys.ids(*partition, stream))
             .arg(self.0.keys.stream(*partition, stream))
             .arg(condition)
-            .arg(if *retry == Retry::ById { "1" } else { "" })
+            .arg(index)
             .arg(again.map(|age| age.as_millis().to_string()).unwrap_or_default())
             .arg(stream.as_str());
         for event in *events {

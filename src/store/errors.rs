@@ -42,6 +42,9 @@ pub enum StartError {
     /// Migrations are due, and the service was told not to run them.
     #[error("the store needs {0} migration(s) first: run `streamkeep migrate`")]
     MigrationsDue(usize),
+    /// Somebody else uses the key of the log.
+    #[error("the key {0} in Redis is not a log of Streamkeep; use another database, or a --namespace")]
+    ForeignLog(String),
     /// Another instance held the lock all the time.
     #[error("another instance has been running migrations for too long; try again")]
     MigrationsLocked,

@@ -3,10 +3,10 @@
 use redis::{Pipeline, Value};
 
 use crate::{
-    model::{Category, Error, Event, Fingerprint, Partition, Place, Position, StreamId, Version},
+    model::{Category, Error, Event, Fingerprint, Partition, Partitions, Place, Position, StreamId, Version},
     store::{
-        Store,
-        read::{PAGE_BYTES, PIECE, bytes_of, decode, entries},
+        Connections, Keys, StartError, Store,
+        read::{PAGE_BYTES, bytes_of, decode, entries},
     },
 };
 
@@ -79,10 +79,13 @@ impl Store {
         let kept = |pointer: &Pointer| filter.wants(&pointer.stream) || Some(pointer.position) == last;
         pointers.retain(kept);
         let mut events = Vec::with_capacity(pointers.len());
-        for piece in pointers.chunks(PIECE) {
-            events.extend(self.resolve(partition, piece).await?);
-            if bytes_of(&events) > PAGE_BYTES {
-                caught_up &= piece.last().map(|pointer| pointer.position) == last;
+        let mut left = pointers.as_slice();
+        while !left.is_empty() {
+            let (piece, rest) = left.split_at(self.piece().min(left.len()));
+            events.extend(self.met(self.resolve(partition, piece).await?));
+            left = rest;
+            if bytes_of(&events) > PAGE_BYTES && !rest.is_empty() {
+                caught_up = false;
                 last = piece.last().map(|pointer| pointer.position);
                 break;
             }
@@ -150,4 +153,23 @@ fn pointer((id, fields): (String, Vec<String>)) -> Result<Pointer, Error> {
         Some(Pointer { position: position?, stream, version })
     };
     pointer().ok_or_else(|| Error::Corrupt(format!("log entry {id}")))
+}
+
+/// That nobody else writes to the keys of the log: a stream called `log` is not that rare.
+pub(super) async fn check_log(
+    connections: &Connections,
+    keys: &Keys,
+    partitions: Partitions,
+) -> Result<(), StartError> {
+    let mut redis = connections.exclusive().await?;
+    for log in partitions.all().map(|partition| keys.log(partition)) {
+        let mut newest = redis::cmd("XREVRANGE");
+        newest.arg(&log).arg("+").arg("-").arg("COUNT").arg(1);
+        let foreign = || StartError::ForeignLog(log.clone());
+        let newest: Vec<(String, Value)> = newest.query_async(&mut redis).await.map_err(|_| foreign())?;
+        if newest.first().is_some_and(|(id, _)| !id.starts_with("0-")) {
+            return Err(foreign());
+        }
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ mod read;
 mod writers;
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicUsize},
     time::Duration,
 };
 
@@ -30,7 +30,7 @@ pub use health::{Durability, Health};
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage};
 pub use migrations::{Migration, Migrations};
-pub use read::{Direction, Page, PageRequest};
+pub use read::{Direction, Page, PageRequest, bytes_of};
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
@@ -72,6 +72,8 @@ struct Inner {
     append_function: String,
     timeout: Duration,
     health: ArcSwap<Health>,
+    /// Bytes of the largest event read so far.
+    largest: AtomicUsize,
 }
 
 impl Store {
@@ -91,11 +93,22 @@ impl Store {
             migrations.check(&connections, &keys).await?;
         }
         migrations::check_partitions(&connections, &keys, partitions).await?;
+        log::check_log(&connections, &keys, partitions).await?;
         library.load(&mut connections.exclusive().await?).await?;
         let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
         let writers = Writers::start(&connections, writers, queued_max);
         let append_function = library.function("es_append");
-        let inner = Inner { keys, partitions, connections, writers, library, append_function, timeout, health };
+        let inner = Inner {
+            keys,
+            partitions,
+            connections,
+            writers,
+            library,
+            append_function,
+            timeout,
+            health,
+            largest: AtomicUsize::new(0),
+        };
         let inner = Arc::new(inner);
         tokio::spawn(watch_health(Arc::downgrade(&inner)));
         Ok(Self(inner))

@@ -1,5 +1,7 @@
 //! Reading one stream: plain commands, one round trip.
 
+use std::sync::atomic::Ordering;
+
 use redis::{Cmd, FromRedisValue, Pipeline, Value};
 
 use crate::{
@@ -7,8 +9,8 @@ use crate::{
     store::Store,
 };
 
-/// Events fetched at once before it is known how large they are.
-pub(super) const PIECE: usize = 100;
+/// Most events fetched at once before it is known how large they are; a page of the default size in one round trip.
+const PIECE_MAX: usize = 101;
 /// A page that would be larger is cut short: a thousand events may be a gigabyte.
 pub(super) const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -19,6 +21,16 @@ pub enum Direction {
     Forward,
     /// Versions fall.
     Backward,
+}
+
+impl Direction {
+    /// The version that comes after this one; before the first there is version 0, which no event has.
+    fn after(self, version: Version) -> Version {
+        match self {
+            Self::Forward => version.plus(1),
+            Self::Backward => version.minus(1),
+        }
+    }
 }
 
 /// A part of a stream.
@@ -51,47 +63,68 @@ impl Store {
     /// # Errors
     /// [`Error::StreamNotFound`], [`Error::StreamDeleted`], or that Redis is not available.
     pub async fn read(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Result<Page, Error> {
+        // One more than wanted tells whether there is a next page, also where somebody removed events by hand.
+        let wanted = page.limit + 1;
+        let piece = self.piece().min(wanted);
         let mut commands = Pipeline::with_capacity(3);
         self.add_head(&mut commands, partition, stream);
-        commands.add_command(self.range(partition, stream, page, page.limit.min(PIECE)));
+        commands.add_command(self.range(partition, stream, page, piece));
         let mut replies = self.0.connections.read(&commands).await?.into_iter();
         let head = head(&mut replies)?;
-        let mut events = entries(stream, replies.next())?;
-        if events.len() == PIECE && page.limit > PIECE {
-            self.read_on(partition, stream, page, &mut events).await?;
-        }
+        let mut events = self.met(entries(stream, replies.next())?);
+        let full = events.len() == piece && piece < wanted;
+        let cut = full && self.read_on(partition, stream, page, &mut events).await?;
         // The head was asked first: what came in between belongs to the answer too.
         let newest = events.iter().map(|event| event.version).max().unwrap_or_default();
         let version = head.max(newest);
         if version == Version::ZERO {
             return Err(Error::StreamNotFound);
         }
-        let next = next_of(&events, page, version);
+        let next = match events.last() {
+            Some(_) if events.len() > page.limit => events.pop().map(|event| event.version),
+            Some(last) if cut => Some(page.direction.after(last.version)),
+            _ => None,
+        };
         Ok(Page { version, events, next })
     }
 
     /// The rest of a large page, as far as its bytes allow: from the first piece it is known how large its events are.
+    /// `true` where it was cut short.
     async fn read_on(
         &self,
         partition: Partition,
         stream: &StreamId,
         page: PageRequest,
         events: &mut Vec<Event>,
-    ) -> Result<(), Error> {
-        let (Some(last), bytes) = (events.last(), bytes_of(events)) else { return Ok(()) };
+    ) -> Result<bool, Error> {
+        let (Some(last), bytes) = (events.last(), bytes_of(events)) else { return Ok(false) };
         let room = PAGE_BYTES.saturating_sub(bytes) / (bytes / events.len()).max(1);
-        let from = match page.direction {
-            Direction::Forward => last.version.plus(1),
-            Direction::Backward if last.version == Version::FIRST => return Ok(()),
-            Direction::Backward => last.version.minus(1),
-        };
-        let count = room.min(page.limit - events.len());
-        if count > 0 {
-            let mut commands = Pipeline::with_capacity(1);
-            commands.add_command(self.range(partition, stream, PageRequest { from: Some(from), ..page }, count));
-            events.extend(entries(stream, self.0.connections.read(&commands).await?.pop())?);
+        let rest = page.limit + 1 - events.len();
+        let count = room.min(rest);
+        if count == 0 {
+            return Ok(true);
         }
-        Ok(())
+        let page = PageRequest { from: Some(page.direction.after(last.version)), ..page };
+        let mut commands = Pipeline::with_capacity(1);
+        commands.add_command(self.range(partition, stream, page, count));
+        let further = self.met(entries(stream, self.0.connections.read(&commands).await?.pop())?);
+        let cut = further.len() == count && count < rest;
+        events.extend(further);
+        Ok(cut)
+    }
+
+    /// How many events are fetched at once before it is known how large they are: as many as fit into a page, should
+    /// they all be as large as the largest that this instance has met.
+    pub(super) fn piece(&self) -> usize {
+        (PAGE_BYTES / self.0.largest.load(Ordering::Relaxed).max(1)).clamp(1, PIECE_MAX)
+    }
+
+    /// Takes note of how large events are.
+    pub(super) fn met(&self, events: Vec<Event>) -> Vec<Event> {
+        if let Some(largest) = events.iter().map(size_of).max() {
+            self.0.largest.fetch_max(largest, Ordering::Relaxed);
+        }
+        events
     }
 
     /// Reads one event.
@@ -153,19 +186,14 @@ fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
     }
 }
 
-fn next_of(events: &[Event], page: PageRequest, head: Version) -> Option<Version> {
-    let last = events.last()?.version;
-    match page.direction {
-        Direction::Forward => (last < page.to.unwrap_or(head).min(head)).then(|| last.plus(1)),
-        Direction::Backward => {
-            (last.minus(1) >= page.to.unwrap_or_default().max(Version::FIRST)).then(|| last.minus(1))
-        }
-    }
+/// Roughly what an event takes in an answer.
+fn size_of(event: &Event) -> usize {
+    event.data.len() + event.metadata.len() + 256
 }
 
 /// Roughly what events take in an answer.
-pub(super) fn bytes_of(events: &[Event]) -> usize {
-    events.iter().map(|event| event.data.len() + event.metadata.len() + 256).sum()
+pub fn bytes_of(events: &[Event]) -> usize {
+    events.iter().map(size_of).sum()
 }
 
 /// Reads a reply as `T`.

@@ -5,7 +5,13 @@
 //! reply (and with `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
 //! end of a pipeline would speak of exactly these writes.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use async_channel::{Receiver, Sender, TrySendError};
 use redis::{
@@ -40,7 +46,23 @@ struct Call {
     command: Cmd,
     bytes: usize,
     deadline: Instant,
+    stage: Stage,
     reply: oneshot::Sender<Result<Value, NoReply>>,
+}
+
+/// Whether a call still stands in the queue. It leaves once: a writer takes it, or its caller gives it up.
+#[derive(Clone, Default)]
+struct Stage(Arc<AtomicU8>);
+
+impl Stage {
+    const QUEUED: u8 = 0;
+    const TAKEN: u8 = 1;
+    const GIVEN_UP: u8 = 2;
+
+    /// `false` where the other side was first.
+    fn leave(&self, to: u8) -> bool {
+        self.0.compare_exchange(Self::QUEUED, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
 }
 
 /// The queue in front of a set of writers. They end when the last clone is dropped.
@@ -64,11 +86,18 @@ impl Writers {
     /// caller has gone, so it is whole or absent.
     pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Call { command, bytes, deadline, reply }).map_err(|error| match error {
+        let stage = Stage::default();
+        let call = Call { command, bytes, deadline, stage: stage.clone(), reply };
+        self.queue.try_send(call).map_err(|error| match error {
             TrySendError::Full(_) => NoReply::QueueFull,
             TrySendError::Closed(_) => NoReply::NotSent,
         })?;
-        answer.await.unwrap_or(Err(NoReply::Lost))
+        match tokio::time::timeout_at(deadline.into(), answer).await {
+            Ok(answered) => answered.unwrap_or(Err(NoReply::Lost)),
+            // Behind a pipeline that hangs a call may stand longer than its time.
+            Err(_) if stage.leave(Stage::GIVEN_UP) => Err(NoReply::NotSent),
+            Err(_) => Err(NoReply::Lost),
+        }
     }
 }
 
@@ -95,7 +124,7 @@ impl Writer {
         }
     }
 
-    /// What is queued, up to the limits of a pipeline, without calls whose time is up.
+    /// What is queued, up to the limits of a pipeline, without calls that were given up or whose time is up.
     fn take(&self, first: Call) -> Vec<Call> {
         let mut bytes = first.bytes;
         let mut batch = vec![first];
@@ -105,8 +134,7 @@ impl Writer {
             batch.push(call);
         }
         let now = Instant::now();
-        let (late, batch) = batch.into_iter().partition(|call: &Call| call.deadline <= now);
-        answer_all(late, NoReply::NotSent);
+        batch.retain(|call| call.deadline > now && call.stage.leave(Stage::TAKEN));
         batch
     }
 

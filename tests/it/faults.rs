@@ -129,3 +129,16 @@ async fn a_drain_lets_requests_under_way_end() {
     assert_eq!(append.await.expect(201).json()["version"], 2);
     app.served.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_drain_is_told_before_it_closes() {
+    let delay = Duration::from_secs(1);
+    let app = TestApp::start_with(TestRedis::start().await, 1, |config| config.server.drain_delay = delay).await;
+    app.get("/readyz").await.expect(200);
+    app.shutdown.cancel();
+    let checks = app.get("/readyz").await.expect_problem(503, "not-ready").json();
+    assert!(checks["checks"].to_string().contains("drains"), "{checks}");
+    // Whoever has not noticed yet is still served.
+    app.append("order-1", ONE).await.expect(201);
+    app.served.await.unwrap();
+}

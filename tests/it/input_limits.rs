@@ -131,6 +131,9 @@ async fn compressed_bodies_are_read() {
         ("identity", GOOD.into()),
         ("GZIP", gzip(GOOD.as_bytes())),
         ("x-gzip", gzip(GOOD.as_bytes())),
+        // Several members, or frames, are one body.
+        ("gzip", [gzip(&GOOD.as_bytes()[..9]), gzip(&GOOD.as_bytes()[9..])].concat()),
+        ("zstd", [zstd(&GOOD.as_bytes()[..9]), zstd(&GOOD.as_bytes()[9..])].concat()),
     ]
     .into_iter()
     .enumerate()
@@ -159,6 +162,9 @@ async fn compressed_bodies_that_are_broken_or_too_large_are_refused() {
         ("zstd", b"not zstd".to_vec()),
         ("zstd", good.clone()),
         ("gzip", gzip(&good)),
+        ("gzip", [good.as_slice(), b"trailing junk"].concat()),
+        ("gzip", [good.as_slice(), gzip(b"x").as_slice()].concat()),
+        ("zstd", [zstd(GOOD.as_bytes()).as_slice(), b"trailing junk"].concat()),
         ("zstd", zstd(GOOD.as_bytes())[..20].to_vec()),
         ("identity", good.clone()),
     ];
@@ -179,4 +185,22 @@ async fn compressed_bodies_that_are_broken_or_too_large_are_refused() {
     }
     let request = send(&input, "gzip", good.clone()).header("content-encoding", "gzip");
     input.refused("two lines", request, 415, "unsupported-media-type").await;
+}
+
+#[tokio::test]
+async fn bodies_together_have_a_limit_too() {
+    let redis = crate::app::TestRedis::start().await;
+    let app = crate::app::TestApp::start_with(redis, 1, |config| {
+        config.limits.bodies_bytes = 4 * MIB;
+        config.store.timeout = std::time::Duration::from_secs(4);
+    })
+    .await;
+    app.append("order-1", GOOD).await.expect(201);
+    app.redis.signal("STOP");
+    let large = format!(r#"{{"events":[{{"type":"t","data":"{}"}}]}}"#, "x".repeat(1_000_000));
+    let answers = futures::future::join_all((0..8).map(|_| app.append("order-1", &large))).await;
+    app.redis.signal("CONT");
+    let overloaded = answers.iter().filter(|answer| answer.json()["code"] == "overloaded").count();
+    assert_eq!(overloaded, 4, "{answers:?}");
+    crate::app::eventually("there is room again", async || app.append("order-1", &large).await.status == 201).await;
 }

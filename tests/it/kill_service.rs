@@ -18,7 +18,7 @@ use crate::{
     load::Load,
 };
 
-const ACKED: usize = 500;
+const ACKED: usize = 1_000;
 
 /// The program `streamkeep serve` with a Redis of its own.
 struct Service {
@@ -110,7 +110,7 @@ async fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     let load = Load::new(16, vec![service.url.clone()]);
     let mut rng = Rng::with_seed(load.seed);
     let writers = load.start();
-    for _ in 0..6 {
+    for _ in 0..20 {
         work(&load, ACKED, &mut rng).await;
         let pid = redis_pid(&data).await;
         assert!(runs(pid));

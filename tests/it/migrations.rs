@@ -65,6 +65,16 @@ async fn a_store_keeps_its_number_of_partitions() {
 }
 
 #[tokio::test]
+async fn a_log_of_somebody_else_is_not_used() {
+    let redis = TestRedis::start().await;
+    let mut plain = redis.connection().await;
+    redis::cmd("XADD").arg("log").arg("*").arg("msg").arg("hello").exec_async(&mut plain).await.unwrap();
+    let refused = Store::open(config(&redis, 1)).await.err().unwrap();
+    assert!(matches!(&refused, StartError::ForeignLog(key) if key == "log"), "{refused}");
+    Store::open(StoreConfig { namespace: "mine".to_owned(), ..config(&redis, 1) }).await.unwrap();
+}
+
+#[tokio::test]
 async fn libraries_live_side_by_side_until_they_are_pruned() {
     let redis = TestRedis::start().await;
     let older = Library::from_source(&format!("{}\n-- an older build", Library::source()));

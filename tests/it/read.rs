@@ -165,10 +165,12 @@ async fn shared_caches_may_keep_what_never_changes() {
 /// A page has an end in bytes too: whoever follows `next` gets every event once.
 #[tokio::test]
 async fn pages_of_large_events_are_cut_short() {
-    let app = TestApp::start(1).await;
-    let large = "x".repeat(500_000);
-    for _ in 0..18 {
-        let events: Vec<_> = (0..8).map(|_| json!({"type": "t", "data": large})).collect();
+    // Only pages are looked at here: no need to wait for the disk.
+    let everysec = streamkeep::redis_server::AppendFsync::Everysec;
+    let app = TestApp::start_on(TestRedis::start_with(|config| config.append_fsync = everysec).await, 1).await;
+    let large = "x".repeat(250_000);
+    for _ in 0..12 {
+        let events: Vec<_> = (0..12).map(|_| json!({"type": "t", "data": large})).collect();
         app.append("order-1", &json!({ "events": events }).to_string()).await.expect(201);
     }
     for (direction, from) in [("forward", 1), ("backward", 144)] {
@@ -176,7 +178,8 @@ async fn pages_of_large_events_are_cut_short() {
         while let Some(from) = next.as_u64() {
             let query = format!("/streams/order-1?limit=1000&direction={direction}&from={from}");
             let page = app.get(&query).await.expect(200);
-            assert!(page.text.len() < 64 * 1024 * 1024);
+            // The first piece of the first page may be large: nothing is known yet.
+            assert!(page.text.len() < if pages == 0 && direction == "forward" { 30_000_000 } else { 17_000_000 });
             seen.extend(versions(&page));
             next = page.json()["next"].clone();
             pages += 1;

@@ -30,7 +30,8 @@ test_app! {
         let other_type = WITH_IDS.replacen(r#""type":"t""#, r#""type":"x""#, 1);
         let other_data = WITH_IDS.replace(r#""data":2"#, r#""data":2.0"#);
         for body in [other_type, other_data] {
-            app.append("order-1", &body).await.expect_problem(422, "event-id-reused");
+            let problem = app.append("order-1", &body).await.expect_problem(422, "event-id-reused").json();
+            assert!(problem["errors"][0]["pointer"].as_str().unwrap().starts_with("#/events/"), "{problem}");
         }
         assert_eq!(app.get("/streams/order-1").await.expect(200).json()["version"], 2);
     }
@@ -67,6 +68,13 @@ test_app! {
             let other = WITHOUT.replace("\"u\"", "\"v\"");
             app.append_with(&stream, &[("idempotency-key", key)], &other).await.expect_problem(422, "idempotency-key-reused");
             app.append_with(&stream, &[("idempotency-key", "another")], WITHOUT).await.expect(201);
+        }
+        // Fewer or more events with the same key are another request.
+        let one = r#"{"events":[{"type":"t","data":{"n":1}}]}"#;
+        let three = WITHOUT.replace("]}", r#",{"type":"t","data":3}]}"#);
+        for body in [one, &three] {
+            let answer = app.append_with("order-1", &[("idempotency-key", "bare-key")], body).await;
+            answer.expect_problem(422, "idempotency-key-reused");
         }
         // The quoted and the bare form are one key.
         assert_eq!(app.append_with("order-1", &[("idempotency-key", "\"bare-key\"")], WITHOUT).await.expect(200).json()["version"], 2);
