@@ -38,6 +38,9 @@ macro_rules! test_app {
     };
 }
 
+/// How long Redis may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// A Redis in a folder of its own.
 pub struct TestRedis {
     pub server: RedisServer,
@@ -62,7 +65,8 @@ impl TestRedis {
     /// A plain connection, as a client has it that knows nothing of Streamkeep.
     pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
         let client = redis::Client::open(self.server.address()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
+        client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
     /// Sends a signal, such as `KILL`, to the server's process.
@@ -111,7 +115,8 @@ impl TestApp {
             partitions: Partitions::new(partitions).unwrap(),
             writers: 2,
             queued_max: 10_000,
-            timeout: Duration::from_secs(5),
+            // Longer than users have it: machines that run tests are busy, and their disks slow.
+            timeout: PATIENCE,
             migrate: true,
             library: Library::default(),
         };

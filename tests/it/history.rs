@@ -77,7 +77,7 @@ async fn a_version_check_left_out_is_found() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_entry_left_out_is_found() {
-    let line = "    position = add_pointer(keys[2], args[4], first + i - 1, args[at + 2], position + 1)\n";
+    let line = "    position = add_pointer(keys[2], args[4], first + i - 1, args[FIRST + (i - 1) * WIDTH + 2], position + 1)\n";
     let violations = run_planted(line, &format!("    if first % 10 ~= 0 then\n{line}    end\n")).await;
     assert!(violations.iter().any(|violation| matches!(violation, Violation::NotInLog { .. })), "{violations:?}");
 }
