@@ -74,7 +74,7 @@ pub enum CheckStatus {
 #[utoipa::path(get, path = "/livez", operation_id = "livez", tag = "operations", responses(
     (status = 200, description = "Yes", body = Alive, headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-    (status = 400, response = super::openapi::BadRequest),
+    (status = 400, response = super::responses::BadRequest),
 ))]
 pub async fn livez() -> Response {
     ([NO_STORE], Json(Alive { status: "alive", version: env!("CARGO_PKG_VERSION") })).into_response()
@@ -87,8 +87,8 @@ pub async fn livez() -> Response {
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "operations", responses(
     (status = 200, description = "Ready", body = Readiness, headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-    (status = 400, response = super::openapi::BadRequest),
-    (status = 503, response = super::openapi::NotReady),
+    (status = 400, response = super::responses::BadRequest),
+    (status = 503, response = super::responses::NotReady),
 ))]
 pub async fn readyz(State(app): State<App>) -> Response {
     let mut checks = match app.store.check_health().await {

@@ -12,6 +12,7 @@ use axum::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App, Limits,
@@ -29,6 +30,11 @@ use crate::{
     },
     store::{Appended, Direction, PageRequest},
 };
+
+/// The route of appends.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(append_events))
+}
 
 /// `Streamkeep-Durability`, on every 2xx append.
 const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
@@ -125,13 +131,13 @@ pub struct AppendResult {
         (status = 200, description = "They were there already", body = AppendResult, headers(
             ("ETag" = String, description = "Version of the last of them, quoted"), ("Location" = String, description = "The first event, relative"),
             ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 409, response = super::openapi::Conflict),
-        (status = 400, response = super::openapi::BadRequest), (status = 406, response = super::openapi::NotAcceptable),
-        (status = 408, response = super::openapi::RequestTimeout), (status = 410, response = super::openapi::Gone),
-        (status = 413, response = super::openapi::TooLarge), (status = 415, response = super::openapi::UnsupportedMediaType),
-        (status = 422, response = super::openapi::Unprocessable), (status = 428, response = super::openapi::PreconditionRequired),
-        (status = 503, response = super::openapi::Unavailable), (status = 504, response = super::openapi::OutcomeUnknown),
-        (status = 507, response = super::openapi::StorageFull),
+        (status = 409, response = super::responses::Conflict),
+        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
+        (status = 408, response = super::responses::RequestTimeout), (status = 410, response = super::responses::Gone),
+        (status = 413, response = super::responses::TooLarge), (status = 415, response = super::responses::UnsupportedMediaType),
+        (status = 422, response = super::responses::Unprocessable), (status = 428, response = super::responses::PreconditionRequired),
+        (status = 503, response = super::responses::Unavailable), (status = 504, response = super::responses::OutcomeUnknown),
+        (status = 507, response = super::responses::StorageFull),
     )
 )]
 pub async fn append_events(

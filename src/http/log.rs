@@ -54,8 +54,8 @@ pub struct LogPageDocument {
     responses(
         (status = 200, description = "A page", body = LogPageDocument, headers(
             ("Cache-Control" = String, description = "`private, no-cache`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::openapi::BadRequest), (status = 406, response = super::openapi::NotAcceptable),
-        (status = 409, response = super::openapi::Diverged), (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
+        (status = 409, response = super::responses::Diverged), (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub async fn read_log(State(app): State<App>, query: RawQuery, Headers(headers): Headers) -> Result<Response, Problem> {

@@ -10,6 +10,7 @@ mod log;
 mod openapi;
 mod problem;
 mod request;
+mod responses;
 mod server;
 mod service;
 mod streams;
@@ -22,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
-pub use openapi::document;
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
@@ -130,10 +130,16 @@ pub enum DirectionName {
     Backward,
 }
 
+/// The OpenAPI document, as it stands in `openapi.yaml` and at `/openapi.json`.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    routes().into_openapi()
+}
+
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     let base = OpenApiRouter::with_openapi(openapi::base());
-    let mut routes = base.merge(streams::router()).merge(log::router()).merge(admin::router());
+    let mut routes = base.merge(append::router()).merge(streams::router()).merge(log::router()).merge(admin::router());
     openapi::complete(routes.get_openapi_mut());
     routes
 }

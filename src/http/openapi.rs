@@ -2,31 +2,24 @@
 
 use serde::Serialize;
 use utoipa::{
-    OpenApi, ToResponse, ToSchema,
-    openapi::{
-        Content, HeaderBuilder, ObjectBuilder, OpenApi as Document, Ref, RefOr, Response, ResponseBuilder, Schema,
-        Type, schema::SchemaType,
-    },
+    OpenApi, ToSchema,
+    openapi::{OpenApi as Document, RefOr, Schema, Type, schema::SchemaType},
 };
 
 use super::{
     admin::Check,
     problem::{FieldError, ProblemDocument},
-    routes,
+    responses,
     streams::EventDocument,
 };
-
-/// The document, as it stands in `openapi.yaml` and at `/openapi.json`.
-#[must_use]
-pub fn document() -> Document {
-    routes().into_openapi()
-}
 
 /// All but the routes.
 pub fn base() -> Document {
     // Nobody is asked for credentials: said by an empty list, for without one a reader cannot know.
     let mut document = Base::openapi();
     document.security = Some(Vec::new());
+    let components = document.components.get_or_insert_default();
+    components.responses.extend(responses::all().into_iter().map(|(name, response)| (name.to_owned(), response)));
     document
 }
 
@@ -54,83 +47,22 @@ fn without_null(kind: &mut SchemaType) {
     }
 }
 
-macro_rules! problems {
-    ($($name:ident $schema:literal $description:literal;)*) => {
-        $(
-            /// A reusable response.
-            pub struct $name;
-
-            impl<'r> ToResponse<'r> for $name {
-                fn response() -> (&'r str, RefOr<Response>) {
-                    (stringify!($name), problem($schema, $description).into())
-                }
-            }
-        )*
-
-        #[derive(OpenApi)]
-        #[openapi(
-            info(
-                title = "Streamkeep",
-                description = "An event store over plain HTTP on ordinary Redis Streams.",
-                license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
-            ),
-            servers((url = "/", description = "This service")),
-            tags(
-                (name = "streams", description = "The events of one aggregate, by version"),
-                (name = "log", description = "All events, in commit order"),
-                (name = "operations", description = "Probes for orchestrators and gateways"),
-            ),
-            components(
-                schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, NotReadyDocument),
-                responses($($name),*),
-            ),
-        )]
-        struct Base;
-    };
-}
-
-problems! {
-    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
-    NotFound "Problem" "`stream-not-found`, `event-not-found`";
-    NotAcceptable "Problem" "`not-acceptable`";
-    RequestTimeout "Problem" "`request-timeout`";
-    Conflict "ConflictProblem" "`version-conflict`, `duplicate-event-id`: nothing was written";
-    Diverged "DivergedProblem" "`history-diverged`: the cursor is from another history of the store";
-    Gone "Problem" "`stream-deleted`";
-    PreconditionFailed "Problem" "`precondition-failed`: the stream is at another version";
-    TooLarge "Problem" "`payload-too-large`";
-    UnsupportedMediaType "Problem" "`unsupported-media-type`; `Accept-Post` lists what is read";
-    Unprocessable "Problem" "`invalid-event`, `too-deep`, `event-id-reused`, `idempotency-key-reused`";
-    PreconditionRequired "Problem" "`precondition-required`";
-    Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`: nothing was written; `Retry-After` says when to try again";
-    NotReady "NotReadyProblem" "`not-ready`; `checks` says why";
-    OutcomeUnknown "Problem" "`outcome-unknown`: repeat the request with the same ids or key";
-    StorageFull "Problem" "`storage-full`: nothing was written, reads go on";
-}
-
-fn problem(schema: &str, description: &str) -> Response {
-    let text = || ObjectBuilder::new().schema_type(Type::String);
-    let header = |description: &str| HeaderBuilder::new().schema(Some(text())).description(Some(description)).build();
-    let mut response = ResponseBuilder::new()
-        .description(description)
-        .content("application/problem+json", Content::new(Some(Ref::from_schema_name(schema))))
-        .header("X-Request-Id", header("Id of this request"));
-    if schema == "ConflictProblem" {
-        response = response.header("ETag", header("With `version-conflict`: the stream's version, quoted"));
-    }
-    if description.contains("another version") {
-        response = response.header("ETag", header("The stream's version, quoted"));
-    }
-    if description.contains("Accept-Post") {
-        response = response.header("Accept-Post", header("The media types that are read"));
-        response = response
-            .header("Accept-Encoding", header("The codings that are read, where `Content-Encoding` is at fault"));
-    }
-    if description.contains("Retry-After") || schema == "NotReadyProblem" {
-        response = response.header("Retry-After", header("Seconds to wait"));
-    }
-    response.build()
-}
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Streamkeep",
+        description = "An event store over plain HTTP on ordinary Redis Streams.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+    ),
+    servers((url = "/", description = "This service")),
+    tags(
+        (name = "streams", description = "The events of one aggregate, by version"),
+        (name = "log", description = "All events, in commit order"),
+        (name = "operations", description = "Probes for orchestrators and gateways"),
+    ),
+    components(schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, NotReadyDocument)),
+)]
+struct Base;
 
 /// A conflict; with `version-conflict` it says what the caller needs to decide again.
 #[derive(Serialize, ToSchema)]

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    App, append, etag,
+    App, etag,
     extract::{EventPath, Headers, Query, StreamPath, Tags, accepts_json, tags_of},
     problem::{Code, Problem},
 };
@@ -22,10 +22,7 @@ use crate::{
 
 /// The routes of one stream.
 pub fn router() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(append::append_events))
-        .routes(routes!(read_stream, head_stream))
-        .routes(routes!(read_event))
+    OpenApiRouter::new().routes(routes!(read_stream, head_stream)).routes(routes!(read_event))
 }
 
 /// A stored event. Never changes.
@@ -94,9 +91,9 @@ pub struct StreamPageDocument {
             ("ETag" = String, description = "The stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept"),
             ("Link" = String, description = "`next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::openapi::BadRequest), (status = 404, response = super::openapi::NotFound),
-        (status = 406, response = super::openapi::NotAcceptable), (status = 410, response = super::openapi::Gone),
-        (status = 412, response = super::openapi::PreconditionFailed), (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
+        (status = 406, response = super::responses::NotAcceptable), (status = 410, response = super::responses::Gone),
+        (status = 412, response = super::responses::PreconditionFailed), (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub async fn read_stream(
@@ -166,9 +163,9 @@ pub async fn head_stream(
         (status = 200, description = "The event", body = EventDocument, headers(
             ("ETag" = String, description = "The event's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets events be kept"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has it", headers(("ETag" = String, description = "The event's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::openapi::BadRequest), (status = 404, response = super::openapi::NotFound),
-        (status = 406, response = super::openapi::NotAcceptable), (status = 410, response = super::openapi::Gone),
-        (status = 412, response = super::openapi::PreconditionFailed), (status = 503, response = super::openapi::Unavailable),
+        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
+        (status = 406, response = super::responses::NotAcceptable), (status = 410, response = super::responses::Gone),
+        (status = 412, response = super::responses::PreconditionFailed), (status = 503, response = super::responses::Unavailable),
     )
 )]
 pub async fn read_event(

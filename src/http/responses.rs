@@ -1,0 +1,69 @@
+//! The problems that operations answer with, described once for the OpenAPI document.
+
+use utoipa::{
+    ToResponse,
+    openapi::{Content, HeaderBuilder, ObjectBuilder, Ref, RefOr, Response, ResponseBuilder, Type},
+};
+
+macro_rules! problems {
+    ($($name:ident $schema:literal $description:literal;)*) => {
+        $(
+            /// A reusable response.
+            pub struct $name;
+
+            impl<'r> ToResponse<'r> for $name {
+                fn response() -> (&'r str, RefOr<Response>) {
+                    (stringify!($name), problem($schema, $description).into())
+                }
+            }
+        )*
+
+        /// All of them, by name.
+        pub fn all() -> Vec<(&'static str, RefOr<Response>)> {
+            vec![$(<$name as ToResponse<'static>>::response()),*]
+        }
+    };
+}
+
+problems! {
+    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
+    NotFound "Problem" "`stream-not-found`, `event-not-found`";
+    NotAcceptable "Problem" "`not-acceptable`";
+    RequestTimeout "Problem" "`request-timeout`";
+    Conflict "ConflictProblem" "`version-conflict`, `duplicate-event-id`: nothing was written";
+    Diverged "DivergedProblem" "`history-diverged`: the cursor is from another history of the store";
+    Gone "Problem" "`stream-deleted`";
+    PreconditionFailed "Problem" "`precondition-failed`: the stream is at another version";
+    TooLarge "Problem" "`payload-too-large`";
+    UnsupportedMediaType "Problem" "`unsupported-media-type`; `Accept-Post` lists what is read";
+    Unprocessable "Problem" "`invalid-event`, `too-deep`, `event-id-reused`, `idempotency-key-reused`";
+    PreconditionRequired "Problem" "`precondition-required`";
+    Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`: nothing was written; `Retry-After` says when to try again";
+    NotReady "NotReadyProblem" "`not-ready`; `checks` says why";
+    OutcomeUnknown "Problem" "`outcome-unknown`: repeat the request with the same ids or key";
+    StorageFull "Problem" "`storage-full`: nothing was written, reads go on";
+}
+
+fn problem(schema: &str, description: &str) -> Response {
+    let text = || ObjectBuilder::new().schema_type(Type::String);
+    let header = |description: &str| HeaderBuilder::new().schema(Some(text())).description(Some(description)).build();
+    let mut response = ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", Content::new(Some(Ref::from_schema_name(schema))))
+        .header("X-Request-Id", header("Id of this request"));
+    if schema == "ConflictProblem" {
+        response = response.header("ETag", header("With `version-conflict`: the stream's version, quoted"));
+    }
+    if description.contains("another version") {
+        response = response.header("ETag", header("The stream's version, quoted"));
+    }
+    if description.contains("Accept-Post") {
+        response = response.header("Accept-Post", header("The media types that are read"));
+        response = response
+            .header("Accept-Encoding", header("The codings that are read, where `Content-Encoding` is at fault"));
+    }
+    if description.contains("Retry-After") || schema == "NotReadyProblem" {
+        response = response.header("Retry-After", header("Seconds to wait"));
+    }
+    response.build()
+}
