@@ -70,6 +70,10 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_CACHE_MAX_AGE_SECS", default_value_t = 0)]
     pub cache_max_age_secs: u32,
 
+    /// Mark a consumer group as idle that nobody has asked for events for this many seconds
+    #[arg(long, env = "STREAMKEEP_GROUP_IDLE_SECS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..))]
+    pub group_idle_secs: u32,
+
     /// Limits of requests
     #[command(flatten)]
     pub limits: LimitArgs,

@@ -37,17 +37,6 @@ local function holds(condition, version)
   return false
 end
 
--- The number in the last id that the stream `key` ever gave (XINFO also where entries were removed); nil where the id
--- is not of the form 0-<number>.
-local function last_number(key)
-  if redis.call('EXISTS', key) == 0 then
-    return 0
-  end
-  local last = field(redis.call('XINFO', 'STREAM', key), 'last-generated-id')
-  local number = string.match(last, '^0%-(%d+)$')
-  return number and tonumber(number)
-end
-
 local function stored_version(entry)
   return tonumber(string.match(entry[1], '^0%-(%d+)$'))
 end

@@ -22,3 +22,14 @@ local function field(list, name)
     end
   end
 end
+
+-- The number in the last id that the stream `key` ever gave (XINFO also where entries were removed); nil where the id
+-- is not of the form 0-<number>.
+local function last_number(key)
+  if redis.call('EXISTS', key) == 0 then
+    return 0
+  end
+  local last = field(redis.call('XINFO', 'STREAM', key), 'last-generated-id')
+  local number = string.match(last, '^0%-(%d+)$')
+  return number and tonumber(number)
+end

@@ -59,6 +59,7 @@ async fn start(settings: &Serve, shutdown: CancellationToken) -> Result<(Option<
         limits: settings.limits.limits(),
         require_condition: settings.require_condition,
         cache_max_age: Duration::from_secs(settings.cache_max_age_secs.into()),
+        group_idle: Duration::from_secs(settings.group_idle_secs.into()),
         shutdown,
     });
     Ok((server, app))

@@ -22,7 +22,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// Never kept by a cache.
-const NO_STORE: (HeaderName, HeaderValue) = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+pub const NO_STORE: (HeaderName, HeaderValue) = (header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
 
 /// That the process works.
 #[derive(Serialize, ToSchema)]

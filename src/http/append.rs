@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     model::{
-        Condition, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
+        Condition, Cursor, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
         check_opaque_json, check_type,
     },
     store::{Appended, Direction, PageRequest},
@@ -99,6 +99,10 @@ pub struct AppendResult {
     /// How many events.
     #[schema(value_type = i32, minimum = 1, example = 1)]
     count: usize,
+    /// Opaque: after the last event, in its partition alone. `GET /groups/{group}?acked=` tells with it whether a group
+    /// has settled everything up to here.
+    #[schema(example = "MDo3My0wZjFhMmIzYw")]
+    cursor: String,
     /// Whether they were there already, from an earlier request with the same ids or key.
     duplicate: bool,
 }
@@ -158,7 +162,7 @@ pub async fn append_events(
     let (events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
     let partition = app.store.partition(&stream);
     match app.store.append(partition, &stream, &condition, &retry, &events).await {
-        Ok(appended) => Ok(answer(&app, stream, partition, events.len(), appended)),
+        Ok(appended) => Ok(answer(&app, stream, partition, &events, appended)),
         Err(Error::WrongVersion { current }) => {
             Err(conflict(&app, partition, &stream, &condition, current, include).await)
         }
@@ -266,14 +270,17 @@ fn new_event<'a>(
     Ok(NewEvent { id, kind, data, metadata })
 }
 
-fn answer(app: &App, stream: StreamId, partition: Partition, count: usize, appended: Appended) -> Response {
+fn answer(app: &App, stream: StreamId, partition: Partition, events: &[NewEvent<'_>], appended: Appended) -> Response {
     let Appended { first_version, version, position, duplicate } = appended;
+    let last_id = events.last().map_or("", |event| event.id.as_str());
+    let cursor = Cursor::after(partition, position, last_id, app.store.partitions()).token();
     let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
     // Relative to the address of the request (RFC 9110 §10.2.2), so that it is right behind any prefix.
     let location = HeaderValue::from_str(&format!("events/{first_version}")).expect("digits are ASCII");
     let durability = HeaderValue::from_static(app.store.durability().as_str());
     let headers = [(header::ETAG, etag(version)), (header::LOCATION, location), (DURABILITY, durability)];
-    let result = AppendResult { stream, first_version, version, partition, position, count, duplicate };
+    let result =
+        AppendResult { stream, first_version, version, partition, position, count: events.len(), cursor, duplicate };
     (status, headers, Json(result)).into_response()
 }
 

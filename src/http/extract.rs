@@ -1,6 +1,6 @@
 //! Takes requests apart: paths, queries, conditions, bodies. Whatever does not parse is refused with a problem.
 
-use std::{borrow::Cow, convert::Infallible, str::FromStr};
+use std::{borrow::Cow, convert::Infallible, str::FromStr, time::Duration};
 
 use axum::{
     extract::{FromRequestParts, Path, RawQuery},
@@ -9,12 +9,15 @@ use axum::{
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
-use crate::model::{Condition, StreamId, Version};
+use crate::model::{Condition, GroupName, StreamId, Version};
 
 /// The bodies that are read (W3C LDP §7.1), with every refusal of another kind.
 pub const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 /// The only kind, so far.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Longest `wait`: gateways commonly give up after 60 s.
+const WAIT_MAX_SECS: u64 = 60;
 
 /// The stream of the path.
 pub struct StreamPath(pub StreamId);
@@ -42,6 +45,21 @@ impl<S: Send + Sync> FromRequestParts<S> for EventPath {
             Some(version) => Ok(Self(stream, version)),
             None => Err(Problem::new(Code::InvalidParameter, "A version is a whole number from 1 to 2^53-1.")),
         }
+    }
+}
+
+/// The consumer group of the path.
+pub struct GroupPath(pub GroupName);
+
+impl<S: Send + Sync> FromRequestParts<S> for GroupPath {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let path = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unreadable_path())?;
+        GroupName::parse(&path.0).map(Self).ok_or_else(|| {
+            let rule = "A group's name has 1 to 200 characters of A-Z a-z 0-9 . _ ~ : @ + - and is not . or ..";
+            Problem::new(Code::InvalidGroupName, rule)
+        })
     }
 }
 
@@ -124,6 +142,16 @@ impl Query {
             digits(text).filter(|limit| (1..=max).contains(limit))
         })?;
         Ok(limit.unwrap_or(default.min(max)))
+    }
+
+    /// How long a request may wait for something to happen; zero if absent.
+    ///
+    /// # Errors
+    /// `invalid-parameter`
+    pub fn wait(&self) -> Result<Duration, Problem> {
+        let seconds = |text: &str| Version::parse(text).map(Version::get).filter(|seconds| *seconds <= WAIT_MAX_SECS);
+        let wait = self.parsed("wait", &format!("a whole number of seconds from 0 to {WAIT_MAX_SECS}"), seconds)?;
+        Ok(Duration::from_secs(wait.unwrap_or(0)))
     }
 
     /// A value that `parse` understands.

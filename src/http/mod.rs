@@ -4,15 +4,20 @@ mod admin;
 mod append;
 mod body;
 mod connection;
+mod deliveries;
 mod extract;
+mod group_settings;
+mod groups;
 mod json;
 mod log;
 mod openapi;
+mod parked;
 mod problem;
 mod request;
 mod responses;
 mod server;
 mod service;
+mod settle;
 mod streams;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
@@ -84,6 +89,8 @@ pub struct AppState {
     pub require_condition: bool,
     /// How long shared caches may keep full pages below the head, and events; zero: not at all.
     pub cache_max_age: Duration,
+    /// A group that nobody has asked for events for so long is marked as idle.
+    pub group_idle: Duration,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
 }
@@ -139,7 +146,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     let base = OpenApiRouter::with_openapi(openapi::base());
-    let mut routes = base.merge(append::router()).merge(streams::router()).merge(log::router()).merge(admin::router());
+    let parts = [append::router(), streams::router(), log::router(), groups::router(), admin::router()];
+    let mut routes = parts.into_iter().fold(base, OpenApiRouter::merge);
     openapi::complete(routes.get_openapi_mut());
     routes
 }

@@ -10,6 +10,7 @@ use super::{
     admin::Check,
     problem::{FieldError, ProblemDocument},
     responses,
+    settle::LostLease,
     streams::EventDocument,
 };
 
@@ -58,9 +59,10 @@ fn without_null(kind: &mut SchemaType) {
     tags(
         (name = "streams", description = "The events of one aggregate, by version"),
         (name = "log", description = "All events, in commit order"),
+        (name = "groups", description = "Consumer groups: every event to one of many workers, at least once"),
         (name = "operations", description = "Probes for orchestrators and gateways"),
     ),
-    components(schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, NotReadyDocument)),
+    components(schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument)),
 )]
 struct Base;
 
@@ -93,6 +95,16 @@ pub struct DivergedDocument {
     /// The newest position of the partition whose history differs.
     #[schema(minimum = 0, example = 73)]
     head: i64,
+}
+
+/// Leases that do not hold.
+#[derive(Serialize, ToSchema)]
+#[schema(as = LeaseLostProblem)]
+pub struct LeaseLostDocument {
+    #[serde(flatten)]
+    problem: ProblemDocument,
+    /// Each with the reason.
+    lost: Vec<LostLease>,
 }
 
 /// Why the service is not ready.

@@ -41,6 +41,10 @@ codes! {
     InvalidJson = BAD_REQUEST "invalid-json" "The body is not the JSON that is expected here" final;
     /// A stream id outside the grammar.
     InvalidStreamId = BAD_REQUEST "invalid-stream-id" "The stream id breaks the rules" final;
+    /// The name of a group outside the grammar.
+    InvalidGroupName = BAD_REQUEST "invalid-group-name" "The name of the consumer group breaks the rules" final;
+    /// A lease that is no token of ours.
+    InvalidLease = BAD_REQUEST "invalid-lease" "A lease cannot be read" final;
     /// The path is no UTF-8.
     InvalidPath = BAD_REQUEST "invalid-path" "The path cannot be read" final;
     /// A query parameter or number that does not parse, is unknown or out of range.
@@ -55,6 +59,8 @@ codes! {
     StreamNotFound = NOT_FOUND "stream-not-found" "There is no such stream" final;
     /// The stream has no such event.
     EventNotFound = NOT_FOUND "event-not-found" "There is no such event" final;
+    /// There is no consumer group of this name.
+    GroupNotFound = NOT_FOUND "group-not-found" "There is no such consumer group" final;
     /// Another method would do.
     MethodNotAllowed = METHOD_NOT_ALLOWED "method-not-allowed" "The method does not fit this address" final;
     /// `Accept` names nothing that there is.
@@ -65,6 +71,10 @@ codes! {
     VersionConflict = CONFLICT "version-conflict" "The stream is at another version" final;
     /// Some ids are in the stream already, others are not.
     DuplicateEventId = CONFLICT "duplicate-event-id" "Part of the events is in the stream already" final;
+    /// The group exists with another source, ordering or start.
+    GroupExists = CONFLICT "group-exists" "The consumer group exists with other settings" final;
+    /// None of the leases holds.
+    LeaseLost = CONFLICT "lease-lost" "The leases do not hold any more" final;
     /// The cursor comes from another history.
     HistoryDiverged = CONFLICT "history-diverged" "The store's history is not that of the cursor" final;
     /// The stream is gone for ever.
@@ -79,6 +89,8 @@ codes! {
     UnsupportedMediaType = UNSUPPORTED_MEDIA_TYPE "unsupported-media-type" "The body is in a form that is not read here" final;
     /// An event breaks the rules.
     InvalidEvent = UNPROCESSABLE_ENTITY "invalid-event" "An event breaks the rules" final;
+    /// A setting of a group out of range, or two that do not go together.
+    InvalidGroup = UNPROCESSABLE_ENTITY "invalid-group" "The settings of the consumer group break the rules" final;
     /// JSON nested deeper than allowed.
     TooDeep = UNPROCESSABLE_ENTITY "too-deep" "The JSON is nested too deep" final;
     /// An id was used before with another type or other data.
@@ -209,8 +221,10 @@ impl From<Error> for Problem {
             Error::EventIdReused { .. } => Code::EventIdReused,
             Error::DuplicateEventId { .. } => Code::DuplicateEventId,
             Error::HistoryDiverged { .. } => Code::HistoryDiverged,
+            Error::GroupNotFound => Code::GroupNotFound,
+            Error::GroupExists { .. } => Code::GroupExists,
             Error::OutcomeUnknown => Code::OutcomeUnknown,
-            Error::Unavailable(_) | Error::StorageUnavailable(_) => Code::StorageUnavailable,
+            Error::Unavailable(_) | Error::StorageUnavailable(_) | Error::FunctionMissing => Code::StorageUnavailable,
             Error::StorageBusy => Code::StorageBusy,
             Error::StorageFull => Code::StorageFull,
             Error::Overloaded => Code::Overloaded,
@@ -256,7 +270,14 @@ fn advice(error: &Error) -> String {
             "The events were appended whole or not at all. Repeat the request with the same ids or key to settle it."
                 .into()
         }
-        Error::Unavailable(_) => "The storage does not answer just now; nothing was written. Try again soon.".into(),
+        Error::GroupNotFound => "There is no consumer group of this name; PUT creates one.".into(),
+        Error::GroupExists { setting } => format!(
+            "The group exists with another value of {setting}, which cannot be changed. Seek moves a group; for another source or \
+             order delete it and create it anew, or choose another name."
+        ),
+        Error::Unavailable(_) | Error::FunctionMissing => {
+            "The storage does not answer just now; nothing was written. Try again soon.".into()
+        }
         Error::StorageUnavailable(_) => {
             "The storage takes no writes just now, reads go on; nothing was written. Try again soon.".into()
         }

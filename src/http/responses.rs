@@ -26,8 +26,12 @@ macro_rules! problems {
 }
 
 problems! {
-    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
+    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-group-name`, `invalid-lease`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
     NotFound "Problem" "`stream-not-found`, `event-not-found`";
+    GroupNotFound "Problem" "`group-not-found`";
+    GroupExists "Problem" "`group-exists`, `history-diverged`";
+    LeaseLost "LeaseLostProblem" "`lease-lost`: none of the leases holds; nothing was done";
+    BadGroup "Problem" "`invalid-group`";
     NotAcceptable "Problem" "`not-acceptable`";
     RequestTimeout "Problem" "`request-timeout`";
     Conflict "ConflictProblem" "`version-conflict`, `duplicate-event-id`: nothing was written";

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
-use super::{Partitions, Position};
+use super::{Partition, Partitions, Position};
 
 /// The first 4 bytes of the SHA-256 of an event's id. Ids are unique, so after a lost failover or a restored backup
 /// another event at the same position shows itself.
@@ -49,6 +49,14 @@ impl Cursor {
         Self { places: vec![None; usize::from(partitions.count())], turn: 0 }
     }
 
+    /// After one event, and in the other partitions before the first.
+    #[must_use]
+    pub fn after(partition: Partition, position: Position, event_id: &str, partitions: Partitions) -> Self {
+        let mut cursor = Self::beginning(partitions);
+        cursor.places[usize::from(partition.get())] = Some((position, Fingerprint::of(event_id)));
+        cursor
+    }
+
     /// Reads a token; `None` where it is not one of a store with that many partitions.
     #[must_use]
     pub fn parse(token: &str, partitions: Partitions) -> Option<Self> {
@@ -65,14 +73,20 @@ impl Cursor {
         let mut text = format!("{}:", self.turn);
         for (index, place) in self.places.iter().enumerate() {
             let comma = if index == 0 { "" } else { "," };
-            let (position, Fingerprint(print)) = place.unwrap_or((Position::ZERO, Fingerprint::REMOVED));
-            write!(text, "{comma}{position}-{print:08x}").expect("writing to memory cannot fail");
+            text.push_str(comma);
+            // With many partitions most are at their beginning in the cursor of an append: nothing stands for that.
+            if let Some((position, Fingerprint(print))) = place {
+                write!(text, "{position}-{print:08x}").expect("writing to memory cannot fail");
+            }
         }
         URL_SAFE_NO_PAD.encode(text)
     }
 }
 
 fn parse_place(text: &str) -> Option<Place> {
+    if text.is_empty() {
+        return Some(None);
+    }
     let (position, print) = text.split_once('-')?;
     let position = Position::parse(position)?;
     let print = (print.len() == 8).then(|| u32::from_str_radix(print, 16).ok()).flatten()?;
@@ -89,6 +103,12 @@ mod tests {
         let place = Some((Position::new(7).expect("in range"), Fingerprint::of("some-id")));
         let cursor = Cursor { places: vec![None, place], turn: 1 };
         assert_eq!(Cursor::parse(&cursor.token(), partitions), Some(cursor.clone()));
+        assert_eq!(
+            Cursor::parse(&Cursor::beginning(partitions).token(), partitions).map(|cursor| cursor.turn),
+            Some(0)
+        );
+        let with_zero = URL_SAFE_NO_PAD.encode("0:0-00000000,");
+        assert_eq!(Cursor::parse(&with_zero, partitions), Some(Cursor::beginning(partitions)), "as written before");
         assert_eq!(Cursor::parse(&cursor.token(), Partitions::new(4).expect("in range")), None);
         for bad in ["", "x", "MDox", "!!!!"] {
             assert_eq!(Cursor::parse(bad, partitions), None, "{bad:?}");

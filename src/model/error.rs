@@ -39,6 +39,15 @@ pub enum Error {
         /// The newest position of the cursor's partition.
         head: Position,
     },
+    /// There is no such consumer group.
+    #[error("there is no such group")]
+    GroupNotFound,
+    /// The group exists with another fixed setting.
+    #[error("the group has another {setting}")]
+    GroupExists {
+        /// The setting that differs.
+        setting: String,
+    },
     /// The call was sent, and no answer came: the append is whole or absent.
     #[error("the outcome is unknown")]
     OutcomeUnknown,
@@ -57,6 +66,9 @@ pub enum Error {
     /// More calls wait than the service takes on; nothing was written.
     #[error("too many calls are waiting")]
     Overloaded,
+    /// The functions library is not loaded; nothing was done.
+    #[error("the functions are not loaded")]
+    FunctionMissing,
     /// What stands in Redis is not what Streamkeep writes.
     #[error("the stored data is not in the layout of this service: {0}")]
     Corrupt(String),

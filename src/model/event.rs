@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 
 use serde_json::value::RawValue;
-use time::{OffsetDateTime, format_description::BorrowedFormatItem, macros::format_description};
 use uuid::Uuid;
 
-use super::{Position, StreamId, Version};
+use super::{Position, StreamId, Version, rfc3339};
 
 /// The id of an event: 1 to 128 printable ASCII characters, unique in its stream for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -149,14 +148,6 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(out, text).expect("writing text to memory cannot fail");
 }
 
-/// RFC 3339 in UTC with milliseconds.
-fn rfc3339(timestamp_ms: u64) -> String {
-    const FORM: &[BorrowedFormatItem<'_>] =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(timestamp_ms) * 1_000_000);
-    time.ok().and_then(|time| time.format(FORM).ok()).unwrap_or_else(|| "9999-12-31T23:59:59.999Z".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,11 +159,5 @@ mod tests {
         assert_eq!(key("01890A5D-AC96-774B-BCCE-B302099A8057").len(), 36, "another writing is another id");
         assert_eq!(key("61616161-6161-6161-6161-616161616161").len(), 36, "16 ASCII bytes could be another id");
         assert_eq!(key("aaaaaaaaaaaaaaaa"), b"aaaaaaaaaaaaaaaa");
-    }
-
-    #[test]
-    fn times_are_rfc3339_in_utc() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(rfc3339(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
     }
 }

@@ -4,12 +4,16 @@ mod condition;
 mod cursor;
 mod error;
 mod event;
+mod group;
 mod json;
 mod stream;
+mod time;
 
 pub use condition::Condition;
 pub use cursor::{Cursor, Fingerprint, Place};
 pub use error::Error;
 pub use event::{Event, EventId, NewEvent, Retry, check_type};
+pub use group::{Delivery, GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Settled, Start};
 pub use json::{JsonFault, check_opaque_json};
 pub use stream::{Category, Partition, Partitions, Position, StreamId, Version};
+pub use time::{parse_rfc3339, rfc3339};

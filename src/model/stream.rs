@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Longest stream id, in characters (all of them ASCII).
 pub const STREAM_ID_MAX: usize = 200;
@@ -13,8 +13,17 @@ pub const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// The id of a stream: 1 to 200 characters of `A-Z a-z 0-9 . _ ~ : @ + -`, but not `.` or `..`.
 ///
 /// The grammar holds only what stays itself in a URL, in a Redis key and behind a gateway.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub struct StreamId(String);
+
+impl TryFrom<String> for StreamId {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("a stream id")
+    }
+}
 
 impl StreamId {
     /// The id, or `None` where `text` breaks the grammar.
@@ -145,6 +154,9 @@ number! {
 pub struct Partition(u16);
 
 impl Partition {
+    /// The first one, which every store has.
+    pub const FIRST: Self = Self(0);
+
     /// The partition's number, from 0.
     #[must_use]
     pub fn get(self) -> u16 {

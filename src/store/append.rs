@@ -63,13 +63,11 @@ impl Store {
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
             let error = match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
-                Ok(Value::ServerError(reply)) if errors::is_function_missing(&reply) => {
-                    match self.reload(deadline).await {
+                Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
+                    Error::FunctionMissing => match self.reload(deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
-                    }
-                }
-                Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
+                    },
                     Error::Unavailable(_) if Instant::now() + REPEAT_PAUSE < deadline => {
                         tokio::time::sleep(REPEAT_PAUSE).await;
                         continue;
@@ -122,7 +120,7 @@ impl Store {
     }
 
     /// Loads the functions again: Redis came back empty, or somebody flushed them.
-    async fn reload(&self, deadline: Instant) -> Result<(), Error> {
+    pub(super) async fn reload(&self, deadline: Instant) -> Result<(), Error> {
         warn!("the functions are not loaded; loading them again");
         let load = async {
             let mut redis = self.0.connections.exclusive().await?;

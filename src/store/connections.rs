@@ -79,6 +79,12 @@ impl Connections {
         self.0.client.get_multiplexed_async_connection_with_config(&connection_config(self.0.timeout)).await
     }
 
+    /// A new connection for blocking commands, each of which may take as long as `patience`.
+    pub(super) async fn open_blocking(&self, patience: Duration) -> redis::RedisResult<MultiplexedConnection> {
+        let config = connection_config(self.0.timeout).set_response_timeout(Some(patience));
+        self.0.client.get_multiplexed_async_connection_with_config(&config).await
+    }
+
     /// Sends commands that only read over a shared connection, in one round trip, and gives one reply for each. While
     /// Redis is away or starting they are repeated, which is harmless for reads, for as long as there is time.
     ///

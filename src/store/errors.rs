@@ -59,12 +59,15 @@ pub(super) fn meaning(code: &str, details: &str) -> Error {
         "IDREUSED" => Error::EventIdReused { index: index() },
         "DUPLICATEID" => Error::DuplicateEventId { index: index() },
         "UNSETTLED" => Error::OutcomeUnknown,
+        "NOGROUP" => Error::GroupNotFound,
+        "GROUPEXISTS" => Error::GroupExists { setting: details.trim().to_owned() },
         "OOM" => Error::StorageFull,
         "BUSY" => Error::StorageBusy,
         "MISCONF" | "NOREPLICAS" => Error::StorageUnavailable(code.to_owned()),
         "LOADING" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOAUTH" | "NOPERM" => {
             Error::Unavailable(code.to_owned())
         }
+        _ if details.contains("Function not found") => Error::FunctionMissing,
         _ => Error::Corrupt(format!("{code} {details}")),
     }
 }
@@ -80,9 +83,4 @@ pub(super) fn from_call(error: &RedisError) -> Error {
         Some(code) => meaning(code, error.detail().unwrap_or_default()),
         None => Error::Unavailable(error.to_string()),
     }
-}
-
-/// Whether the reply says that the function is not loaded: Redis came back empty, or its functions were flushed.
-pub(super) fn is_function_missing(reply: &ServerError) -> bool {
-    reply.details().is_some_and(|details| details.contains("Function not found"))
 }

@@ -8,8 +8,15 @@ use tracing::info;
 
 use crate::store::{connections::Connections, errors::StartError};
 
-const SHARED: &str = include_str!("../../migrations-lua/functions/library.lua");
-const FUNCTIONS: &[&str] = &[include_str!("../../migrations-lua/functions/append.lua")];
+macro_rules! lua {
+    ($($name:literal)*) => { &[$(include_str!(concat!("../../migrations-lua/functions/", $name, ".lua")),)*] };
+}
+
+const SHARED: &[&str] = lua!("library" "groups");
+const FUNCTIONS: &[&str] = lua!(
+    "ack" "append" "delete_group" "expire" "extend" "nack" "next" "put_group" "register_group" "release" "replay" "settled"
+    "status"
+);
 
 /// Every library of ours begins with this; the suffix follows.
 const LIBRARY_PREFIX: &str = "streamkeep_";
@@ -31,7 +38,7 @@ impl Library {
     /// The text of this build's library, without the lines that depend on its hash.
     #[must_use]
     pub fn source() -> String {
-        let mut source = SHARED.to_owned();
+        let mut source = SHARED.concat();
         for function in FUNCTIONS {
             // A block of its own, so that no file sees another's locals.
             write!(source, "\ndo\n{function}end\n").expect("writing to memory cannot fail");

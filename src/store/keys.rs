@@ -1,6 +1,6 @@
 //! Every key name. Nothing else in the crate, and nothing in Lua, makes one up.
 
-use crate::model::{Partition, Partitions, StreamId};
+use crate::model::{GroupName, Partition, Partitions, StreamId};
 
 /// Makes the key names of one store.
 ///
@@ -56,6 +56,32 @@ impl Keys {
     #[must_use]
     pub fn stream(&self, partition: Partition, stream: &StreamId) -> String {
         self.name(partition, "stream:", stream.as_str())
+    }
+
+    /// The twelve keys of a group in a partition, in the order that its functions take them; `migrations-lua/functions/
+    /// groups.lua` says what each holds. They live as long as the group.
+    #[must_use]
+    pub fn group(&self, partition: Partition, group: &GroupName, source: Option<&StreamId>) -> Vec<String> {
+        let source = source.map_or_else(|| self.log(partition), |stream| self.events(partition, stream));
+        let of_group = |part: &str| self.name(partition, "group:", &format!("{group}{part}"));
+        // No name has a slash: the keys of one group are never those of another.
+        let parts = ["", "/due", "/lease", "/ready", "/parked", "/parked/info", "/busy", "/again", "/todo", "/error"];
+        let mut keys = vec![source];
+        keys.extend(parts.iter().map(|part| of_group(part)));
+        keys.push(self.wake(partition));
+        keys
+    }
+
+    /// Stream, about 1,000 entries: a line whenever a function makes something deliverable that is no new log entry.
+    #[must_use]
+    pub fn wake(&self, partition: Partition) -> String {
+        self.name(partition, "wake", "")
+    }
+
+    /// Hash, the registry: name of a group → what it is, JSON. In the first partition.
+    #[must_use]
+    pub fn groups(&self) -> String {
+        self.name(Partition::FIRST, "groups", "")
     }
 
     /// Hash: `partitions`, as fixed when the store was created.

@@ -13,6 +13,9 @@ use crate::{
 /// Most log entries looked at in one call, whatever a filter leaves of them.
 const LOOKED_AT_MAX: usize = 1_000;
 
+/// Log entries that are looked at together for the first event that was not removed.
+const FIRST_PIECE: usize = 20;
+
 /// Which events of the log are wanted.
 #[derive(Clone, Debug, Default)]
 pub struct LogFilter {
@@ -98,6 +101,25 @@ impl Store {
         let place = last.map_or(place, |position| Some((position, print(position))));
         events.retain(|event| filter.wants(&event.stream));
         Ok(LogPage { events, place, caught_up })
+    }
+
+    /// The first event behind a position that was not removed. Looks at a bounded number of entries; `None` where all of
+    /// them are gone, or there are none.
+    pub(super) async fn first_after(&self, partition: Partition, position: u64) -> Result<Option<Event>, Error> {
+        let (mut next, mut seen) = (position + 1, 0);
+        while seen < LOOKED_AT_MAX {
+            let mut commands = Pipeline::with_capacity(1);
+            let from = format!("0-{next}");
+            commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(from).arg("+").arg("COUNT").arg(FIRST_PIECE);
+            let entries: Vec<(String, Vec<String>)> = decode(self.0.connections.read(&commands).await?.pop())?;
+            let pointers = entries.into_iter().map(pointer).collect::<Result<Vec<_>, _>>()?;
+            let Some(last) = pointers.last().map(|pointer| pointer.position.get()) else { return Ok(None) };
+            (next, seen) = (last + 1, seen + pointers.len());
+            if let Some(event) = self.resolve(partition, &pointers).await?.into_iter().next() {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
     }
 
     /// The log entries after `place`, whose own event is compared with its fingerprint.

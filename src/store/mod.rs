@@ -7,11 +7,13 @@ mod append;
 mod connections;
 mod errors;
 mod functions;
+mod groups;
 mod health;
 mod keys;
 mod log;
 mod migrations;
 mod read;
+mod tail;
 mod writers;
 
 use std::{
@@ -26,11 +28,13 @@ pub use append::Appended;
 pub use connections::Connections;
 pub use errors::StartError;
 pub use functions::Library;
+pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
 pub use health::{Durability, Health};
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage};
 pub use migrations::{Migration, Migrations};
 pub use read::{Direction, Page, PageRequest, bytes_of};
+use tail::Tail;
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
@@ -74,6 +78,8 @@ struct Inner {
     health: ArcSwap<Health>,
     /// Bytes of the largest event read so far.
     largest: AtomicUsize,
+    groups: groups::Cache,
+    tails: Vec<Tail>,
 }
 
 impl Store {
@@ -98,6 +104,8 @@ impl Store {
         let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
         let writers = Writers::start(&connections, writers, queued_max);
         let append_function = library.function("es_append");
+        let tails = partitions.all().map(|partition| Tail::start(&connections, &keys, partition)).collect();
+        let groups = groups::Cache::default();
         let inner = Inner {
             keys,
             partitions,
@@ -108,6 +116,8 @@ impl Store {
             timeout,
             health,
             largest: AtomicUsize::new(0),
+            groups,
+            tails,
         };
         let inner = Arc::new(inner);
         tokio::spawn(watch_health(Arc::downgrade(&inner)));

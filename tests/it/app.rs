@@ -84,6 +84,7 @@ pub struct TestConfig {
     pub server: ServerOptions,
     pub require_condition: bool,
     pub cache_max_age: Duration,
+    pub group_idle: Duration,
 }
 
 /// An instance of the service.
@@ -126,13 +127,14 @@ impl TestApp {
             server: ServerOptions::default(),
             require_condition: false,
             cache_max_age: Duration::ZERO,
+            group_idle: Duration::from_hours(24),
         };
         change(&mut config);
-        let TestConfig { store, limits, server, require_condition, cache_max_age } = config;
+        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
-        let state =
-            AppState { store: store.clone(), limits, require_condition, cache_max_age, shutdown: shutdown.clone() };
+        let (store_too, stop) = (store.clone(), shutdown.clone());
+        let state = AppState { store: store_too, limits, require_condition, cache_max_age, group_idle, shutdown: stop };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
@@ -165,6 +167,15 @@ impl TestApp {
     /// An append with further headers.
     pub async fn append_with(&self, stream: &str, headers: &[(&str, &str)], body: &str) -> Answer {
         self.post(&format!("/streams/{stream}/events"), headers, body).await
+    }
+
+    pub async fn put(&self, path: &str, body: &str) -> Answer {
+        let request = self.request(Method::PUT, path).header("content-type", "application/json");
+        Answer::of(request.body(body.to_owned())).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::DELETE, path)).await
     }
 
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {

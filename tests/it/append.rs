@@ -14,10 +14,14 @@ test_app! {
         let partition = app.store.partition(&streamkeep::model::StreamId::parse("order-1").unwrap()).get();
         let expected = json!({"stream": "order-1", "first_version": 1, "version": 2, "partition": partition,
             "position": 2, "count": 2, "duplicate": false});
-        assert_eq!(answer.json(), expected);
+        let mut told = answer.json();
+        let cursor = told.as_object_mut().unwrap().remove("cursor").unwrap();
+        assert_eq!(told, expected);
         let next = app.append("order-1", ONE).await.expect(201);
         assert_eq!((next.header("etag"), next.header("location")), ("\"3\"", "events/3"));
         assert_eq!(next.json()["position"], 3);
+        let after = app.get(&format!("/events?after={}", cursor.as_str().unwrap())).await.expect(200).json();
+        assert_eq!(after["events"].as_array().unwrap().len(), 1, "the cursor is that of the last event: {after}");
     }
 }
 

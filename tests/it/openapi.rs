@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use reqwest::{Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     app::{Answer, TestApp},
@@ -98,6 +98,15 @@ fn optional_members_are_absent_and_not_null() {
     }
 }
 
+/// A lease of a group that is there.
+async fn fresh_lease(app: &TestApp) -> String {
+    app.delete("/groups/mailer").await;
+    app.put("/groups/mailer", "{}").await.expect(201);
+    app.append("order-1", GOOD).await.expect(201);
+    let next = app.get("/groups/mailer/next").await.expect(200).json();
+    next["deliveries"][0]["lease"].as_str().unwrap().to_owned()
+}
+
 #[tokio::test]
 async fn every_operation_answers_as_documented() {
     let document = document();
@@ -105,11 +114,19 @@ async fn every_operation_answers_as_documented() {
     app.append("order-12345", GOOD).await.expect(201);
     for (path, method, operation) in operations(&document) {
         let name = format!("{method} {path}");
-        let address = path.replace("{id}", "order-12345").replace("{version}", "1");
+        let address = path.replace("{id}", "order-12345").replace("{version}", "1").replace("{group}", "mailer");
         assert!(!address.contains('{'), "{name}: this test does not know the parameter");
+        let lease = fresh_lease(&app).await;
+        if method == "put" {
+            app.delete(&address).await.expect(204);
+        }
         let request = app.request(method.to_uppercase().parse().unwrap(), &address);
-        let example = &operation["requestBody"]["content"]["application/json"]["example"];
-        let request = if example.is_null() { request } else { request.json(example) };
+        let example = match path.rsplit('/').next().unwrap() {
+            "ack" | "extend" => json!({ "leases": [lease] }),
+            "nack" => json!({ "leases": [lease], "action": "park" }),
+            _ => operation["requestBody"]["content"]["application/json"]["example"].clone(),
+        };
+        let request = if example.is_null() { request } else { request.json(&example) };
         let answer = Answer::of(request).await;
         assert!(answer.status.is_success(), "{name}: {answer:?}");
         let documented = &operation["responses"][answer.status.as_str()];
@@ -117,7 +134,8 @@ async fn every_operation_answers_as_documented() {
         for header in documented["headers"].as_object().unwrap().keys() {
             assert!(answer.headers.contains_key(header), "{name}: no {header}");
         }
-        if method == "head" {
+        if method == "head" || answer.status == StatusCode::NO_CONTENT {
+            assert_eq!(answer.text, "", "{name}");
             continue;
         }
         assert_eq!(answer.header("content-type"), "application/json", "{name}");

@@ -2,7 +2,10 @@
 
 use std::process::Command;
 
-use crate::app::TestApp;
+use crate::{
+    app::{TestApp, eventually},
+    groups::{TestGroup, append},
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tour_works_as_it_stands() {
@@ -28,4 +31,37 @@ async fn the_tour_works_as_it_stands() {
     if Command::new("redis-cli").arg("--version").output().is_ok() {
         assert!(run(last).contains("order-placed"));
     }
+}
+
+/// The worker handles what comes; what fails at first it handles later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_worker_works_as_it_stands() {
+    // Not every machine has jq.
+    if Command::new("jq").arg("--version").output().is_err() {
+        return;
+    }
+    let app = TestApp::start(1).await;
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let script =
+        readme.split("## Workers").nth(1).unwrap().split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let folder = tempfile::TempDir::new().unwrap();
+    let handle = "#!/bin/sh\ncat >> handled\n[ -e failed ] || { touch failed; exit 1; }\n";
+    std::fs::write(folder.path().join("handle"), handle).unwrap();
+    let script = script.replace("http://127.0.0.1:7070", &app.url).replace("./handle", "sh ./handle");
+    append(&app, "order-1", "placed", 2).await;
+    let mut worker = Command::new("sh").arg("-c").arg(script).current_dir(folder.path()).spawn().unwrap();
+    let group = TestGroup::at(&app, "mailer");
+    eventually("the group is there", async || app.get("/groups/mailer").await.status == 200).await;
+    eventually("all is handled", async || {
+        group.numbers(&["lag", "in_flight", "waiting", "held", "parked"]).await == [0; 5]
+    })
+    .await;
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    let handled = std::fs::read_to_string(folder.path().join("handled")).unwrap();
+    let versions: Vec<_> = handled
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["version"].as_u64().unwrap())
+        .collect();
+    assert_eq!(versions, [1, 1, 2], "the first failed once");
 }

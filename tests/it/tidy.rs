@@ -61,14 +61,14 @@ fn only_one_place_makes_up_keys() {
 fn lua_files_have_their_headers() {
     for (path, text) in files("migrations-lua/functions", "lua") {
         let name = path.file_stem().unwrap().to_str().unwrap();
-        if name == "library" {
+        if ["library", "groups"].contains(&name) {
             continue;
         }
         assert!(text.starts_with(&format!("-- es_{name}: ")), "{name}: purpose");
         for section in ["-- KEYS ", "-- ARGV ", "-- RETURNS ", "-- ERRORS "] {
             assert!(text.contains(section), "{name}: {section}");
         }
-        assert!(text.contains(&format!("redis.register_function('es_{name}' .. suffix")), "{name}: registration");
+        assert!(text.contains(&format!("'es_{name}' .. suffix")), "{name}: registration");
     }
 }
 

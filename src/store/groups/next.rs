@@ -1,0 +1,212 @@
+//! Handing out.
+
+use std::time::Duration;
+
+use redis::Pipeline;
+use tracing::debug;
+
+use super::{Group, random, settle::Nack};
+use crate::{
+    model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId, Version},
+    store::{
+        Store,
+        read::{decode, entries},
+    },
+};
+
+/// Most entries looked at in one call of a function: Redis does nothing else meanwhile.
+pub(super) const LOOK: usize = 250;
+/// Most calls of the function for one partition in one request.
+const ROUNDS: usize = 40;
+/// How often a partition's copy is brought up to date in one call: it is behind again only where somebody moves the
+/// group again.
+const HEALS: usize = 5;
+
+/// What was handed out.
+#[derive(Debug, Default)]
+pub struct Next {
+    /// The events with their leases.
+    pub deliveries: Vec<Delivery>,
+    /// Whether asking again at once may bring more.
+    pub more: bool,
+    /// In how long a lease may end or a retry may be due; `None` while the group is paused.
+    pub due_in: Option<Duration>,
+}
+
+/// What the function answers: state, next due time, clock, events, chores.
+type Reply = (String, u64, u64, Vec<redis::Value>, Vec<String>);
+
+impl Store {
+    /// Hands at most `limit` events to a consumer: due retries and expired leases first, then new ones. The partitions
+    /// take turns, from `turn` on.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], or that Redis is not available. What was handed out all the same comes again when its
+    /// lease has run out.
+    pub async fn next(&self, name: &GroupName, consumer: &GroupName, limit: usize, turn: usize) -> Result<Next, Error> {
+        let group = self.cached_group(name).await?;
+        let partitions = self.partitions_of(&group);
+        let mut next = Next::default();
+        for step in 0..partitions.len() {
+            let partition = partitions[(turn + step) % partitions.len()];
+            let room = limit - next.deliveries.len();
+            if room == 0 {
+                next.more = true;
+                break;
+            }
+            let found = self.next_in(name, partition, consumer, room).await?;
+            next.more |= found.more;
+            next.due_in = [next.due_in, found.due_in].into_iter().flatten().min();
+            next.deliveries.extend(found.deliveries);
+        }
+        Ok(next)
+    }
+
+    /// As `next`, of one partition: asks until something is found, or there is no more by now; and on while a call found
+    /// as much as it may.
+    pub(super) async fn next_in(
+        &self,
+        name: &GroupName,
+        partition: Partition,
+        consumer: &GroupName,
+        limit: usize,
+    ) -> Result<Next, Error> {
+        let mut next = Next { more: true, ..Next::default() };
+        let mut round = 0;
+        if !self.partitions_of(&self.cached_group(name).await?).contains(&partition) {
+            // Deleted, and made anew with another source, while somebody waits for the old one.
+            return Ok(Next::default());
+        }
+        while next.more && next.deliveries.len() < limit && round < ROUNDS {
+            let room = limit - next.deliveries.len();
+            let ask = |group| async move { self.next_once(&group, partition, consumer, room).await };
+            let found = self.with_copy(name, partition, ask).await?;
+            let cut_short = found.deliveries.len() == LOOK;
+            next.more = found.more;
+            next.due_in = found.due_in;
+            next.deliveries.extend(found.deliveries);
+            if !next.deliveries.is_empty() && !cut_short {
+                break;
+            }
+            round += 1;
+        }
+        Ok(next)
+    }
+
+    /// Calls a function of a group in a partition whose copy of the group, or our own, may be behind the registry: then
+    /// both are brought up to date.
+    /// The call owns its group, for futures that borrow from their arguments are not Send.
+    pub(super) async fn with_copy<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        name: &GroupName,
+        partition: Partition,
+        call: impl Fn(Group) -> F,
+    ) -> Result<T, Error> {
+        for _ in 0..HEALS {
+            match call(self.cached_group(name).await?).await {
+                Err(Error::GroupNotFound) => {
+                    self.forget_group(name);
+                    let group = self.cached_group(name).await?;
+                    self.spread_to(&group, partition).await?;
+                }
+                answered => return answered,
+            }
+        }
+        Err(Error::Unavailable("the group is being moved again and again".to_owned()))
+    }
+
+    async fn next_once(
+        &self,
+        group: &Group,
+        partition: Partition,
+        consumer: &GroupName,
+        limit: usize,
+    ) -> Result<Next, Error> {
+        let nonce = random();
+        let mut command = self.group_command("es_next", group, partition, []);
+        command.arg(&group.generation).arg(consumer.as_str()).arg(limit).arg(&nonce).arg(LOOK);
+        let (state, due, now, events, chores): Reply = decode(Some(self.call(command).await?))?;
+        let handed = events.len() / 5;
+        // What is parked or skipped here makes room, and lets its stream go on.
+        let settled_some = !chores.is_empty();
+        self.do_chores(group, partition, chores).await?;
+        let deliveries = self.deliveries(group, partition, &nonce, events).await?;
+        let more = state == "more" || settled_some || deliveries.len() < handed;
+        Ok(Next {
+            deliveries,
+            more,
+            due_in: (state != "paused").then(|| {
+                // A lease that another instance gives after this look ends no earlier than one that it gives now.
+                let due = if due > 0 { due.saturating_sub(now) } else { u64::MAX };
+                Duration::from_millis(due.min(group.settings.lease_ms))
+            }),
+        })
+    }
+
+    /// Fetches the events that were handed out. Those that were removed meanwhile are skipped for good.
+    async fn deliveries(
+        &self,
+        group: &Group,
+        partition: Partition,
+        nonce: &str,
+        handed: Vec<redis::Value>,
+    ) -> Result<Vec<Delivery>, Error> {
+        if handed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut commands = Pipeline::with_capacity(handed.len() / 5);
+        let mut leases = Vec::with_capacity(handed.len() / 5);
+        let mut handed = handed.into_iter();
+        while let Some(position) = handed.next() {
+            let position: u64 = decode(Some(position))?;
+            let version: u64 = decode(handed.next())?;
+            let stream: String = decode(handed.next())?;
+            let (count, deadline_ms): (u64, u64) = (decode(handed.next())?, decode(handed.next())?);
+            let corrupt = || Error::Corrupt(format!("stream {stream} in a group"));
+            let stream_id = StreamId::parse(&stream).ok_or_else(corrupt)?;
+            let text = format!("{nonce}:{count}:{version}:{stream}");
+            let position = Position::new(position).unwrap_or_default();
+            let lease = LeaseToken { partition, generation: group.generation.clone(), position, text };
+            let id = format!("0-{}", Version::new(version).unwrap_or_default());
+            commands.cmd("XRANGE").arg(self.0.keys.events(partition, &stream_id)).arg(&id).arg(&id);
+            leases.push((lease, stream_id, count, deadline_ms));
+        }
+        let replies = self.0.connections.read(&commands).await?;
+        let (mut deliveries, mut gone) = (Vec::with_capacity(leases.len()), Vec::new());
+        for ((lease, stream, delivery_count, deadline_ms), reply) in leases.into_iter().zip(replies) {
+            match entries(&stream, Some(reply))?.pop() {
+                Some(event) => deliveries.push(Delivery { lease, deadline_ms, delivery_count, event }),
+                None => gone.push(lease),
+            }
+        }
+        if !gone.is_empty() {
+            debug!(group = %group.name, events = gone.len(), "skipped events that were removed");
+            self.nack_in(group, partition, &Nack::SKIP, &gone).await?;
+        }
+        Ok(deliveries)
+    }
+
+    /// Does what the function left to us: it must not touch a stream's events that it was not given the key of.
+    pub(super) async fn do_chores(
+        &self,
+        group: &Group,
+        partition: Partition,
+        chores: Vec<String>,
+    ) -> Result<(), Error> {
+        for chore in chores.chunks_exact(3) {
+            let [what, of, text] = [&chore[0], &chore[1], &chore[2]];
+            if what == "release" {
+                let stream = StreamId::parse(of).ok_or_else(|| Error::Corrupt(format!("stream {of} in a group")))?;
+                let mut command = self.group_command("es_release", group, partition, [stream]);
+                command.arg(of);
+                self.call(command).await?;
+                continue;
+            }
+            let position = Position::parse(of).unwrap_or_default();
+            let lease = LeaseToken { partition, generation: group.generation.clone(), position, text: text.to_owned() };
+            let nack = if what == "gone" { Nack::SKIP } else { Nack::EXHAUSTED };
+            self.nack_in(group, partition, &nack, &[lease]).await?;
+        }
+        Ok(())
+    }
+}

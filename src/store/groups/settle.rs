@@ -1,0 +1,169 @@
+//! Settling: ack, nack and extend.
+
+use redis::Cmd;
+
+use super::Group;
+use crate::{
+    model::{Error, GroupName, LeaseToken, Ordering, Partition, Settled, StreamId},
+    store::{Store, read::decode},
+};
+
+/// Most events settled in one call of a function: Redis does nothing else meanwhile.
+pub(super) const MOST: usize = 100;
+
+/// How events are given back.
+#[derive(Clone, Debug)]
+pub struct Nack<'a> {
+    action: &'static str,
+    delay_ms: Option<u64>,
+    reason: &'a str,
+}
+
+impl<'a> Nack<'a> {
+    /// For good.
+    pub(super) const SKIP: Nack<'static> = Nack { action: "skip", delay_ms: None, reason: "" };
+    /// Their deliveries are used up.
+    pub(super) const EXHAUSTED: Nack<'static> = Nack { action: "exhausted", delay_ms: None, reason: "" };
+
+    /// To be handed out again after `delay_ms`, or after the group's backoff.
+    #[must_use]
+    pub fn retry(delay_ms: Option<u64>, reason: &'a str) -> Self {
+        Self { action: "retry", delay_ms, reason }
+    }
+
+    /// To be set aside.
+    #[must_use]
+    pub fn park(reason: &'a str) -> Self {
+        Self { action: "park", delay_ms: None, reason }
+    }
+
+    /// For good, as if acked.
+    #[must_use]
+    pub fn skip(reason: &'a str) -> Self {
+        Self { action: "skip", delay_ms: None, reason }
+    }
+}
+
+impl Store {
+    /// Settles events for good.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], or that Redis is not available.
+    pub async fn ack(&self, name: &GroupName, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
+        let acks = |group: Group, partition, leases: Vec<_>| async move {
+            let command = self.group_command("es_ack", &group, partition, streams(&group, &leases));
+            Ok(without_deadlines(self.words(with_leases(command, &leases)).await?))
+        };
+        Ok(self.settle(name, leases, acks).await?.into_iter().map(|(settled, _)| settled).collect())
+    }
+
+    /// Gives events back.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], or that Redis is not available.
+    pub async fn nack(&self, name: &GroupName, nack: &Nack<'_>, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
+        let nacks = |group: Group, partition, leases: Vec<_>| async move {
+            Ok(without_deadlines(self.nack_in(&group, partition, nack, &leases).await?))
+        };
+        Ok(self.settle(name, leases, nacks).await?.into_iter().map(|(settled, _)| settled).collect())
+    }
+
+    /// Lets leases end later: `lease_ms` from now, or as long as the group's leases last. With each that holds comes
+    /// its new deadline, in ms since 1970.
+    ///
+    /// # Errors
+    /// [`Error::GroupNotFound`], or that Redis is not available.
+    pub async fn extend(
+        &self,
+        name: &GroupName,
+        lease_ms: Option<u64>,
+        leases: &[LeaseToken],
+    ) -> Result<Vec<(Settled, u64)>, Error> {
+        self.settle(name, leases, |group: Group, partition, leases: Vec<_>| async move {
+            let mut command = self.group_command("es_extend", &group, partition, []);
+            command.arg(lease_ms.map(|ms| ms.to_string()).unwrap_or_default());
+            let reply = self.call(with_leases(command, &leases)).await?;
+            let (deadline_ms, words): (u64, Vec<String>) = decode(Some(reply))?;
+            Ok(words.into_iter().map(|word| (settled(word), deadline_ms)).collect())
+        })
+        .await
+    }
+
+    pub(super) async fn nack_in(
+        &self,
+        group: &Group,
+        partition: Partition,
+        nack: &Nack<'_>,
+        leases: &[LeaseToken],
+    ) -> Result<Vec<Settled>, Error> {
+        let mut command = self.group_command("es_nack", group, partition, streams(group, leases));
+        command.arg(nack.action).arg(nack.delay_ms.map(|ms| ms.to_string()).unwrap_or_default()).arg(nack.reason);
+        self.words(with_leases(command, leases)).await
+    }
+
+    /// Settles the leases of each partition in as few calls as may be, and puts the answers into the order of the leases.
+    async fn settle<F: Future<Output = Result<Vec<Answer>, Error>>>(
+        &self,
+        name: &GroupName,
+        leases: &[LeaseToken],
+        call: impl Fn(Group, Partition, Vec<LeaseToken>) -> F,
+    ) -> Result<Vec<Answer>, Error> {
+        let group = self.cached_group(name).await?;
+        if leases.iter().any(|lease| lease.generation != group.generation) {
+            // They are old, or our copy is: the group may even have been made anew, with another source or ordering.
+            self.forget_group(name);
+        }
+        let read = self.partitions_of(&self.cached_group(name).await?);
+        // A lease of another group may name a partition that this one does not read.
+        let mut answers = vec![(Settled::Lost("sought".to_owned()), 0); leases.len()];
+        for partition in read {
+            let own = leases.iter().enumerate().filter(|(_, lease)| lease.partition == partition);
+            let (indexes, of): (Vec<usize>, Vec<_>) = own.map(|(index, lease)| (index, lease.clone())).unzip();
+            for (indexes, of) in indexes.chunks(MOST).zip(of.chunks(MOST)) {
+                let found = self.with_copy(name, partition, |group| call(group, partition, of.to_vec())).await?;
+                if found.len() != of.len() {
+                    return Err(Error::Corrupt("an answer for each lease".to_owned()));
+                }
+                for (index, answer) in indexes.iter().zip(found) {
+                    answers[*index] = answer;
+                }
+            }
+        }
+        Ok(answers)
+    }
+
+    async fn words(&self, command: Cmd) -> Result<Vec<Settled>, Error> {
+        let words: Vec<String> = decode(Some(self.call(command).await?))?;
+        Ok(words.into_iter().map(settled).collect())
+    }
+}
+
+/// What became of a lease, and when it ends now, in ms since 1970; 0 where that was not asked.
+type Answer = (Settled, u64);
+
+fn without_deadlines(answers: Vec<Settled>) -> Vec<Answer> {
+    answers.into_iter().map(|settled| (settled, 0)).collect()
+}
+
+fn settled(word: String) -> Settled {
+    match word.as_str() {
+        "ok" => Settled::Done,
+        "already" => Settled::Already,
+        _ => Settled::Lost(word),
+    }
+}
+
+/// An ordered group looks for the next event of each stream.
+fn streams(group: &Group, leases: &[LeaseToken]) -> Vec<StreamId> {
+    match group.settings.ordering {
+        Ordering::Stream => leases.iter().filter_map(LeaseToken::stream).collect(),
+        Ordering::None => Vec::new(),
+    }
+}
+
+fn with_leases(mut command: Cmd, leases: &[LeaseToken]) -> Cmd {
+    for lease in leases {
+        command.arg(&lease.generation).arg(lease.position.get()).arg(&lease.text);
+    }
+    command
+}
