@@ -56,10 +56,9 @@ impl<S: Send + Sync> FromRequestParts<S> for GroupPath {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let path = Path::<String>::from_request_parts(parts, state).await.map_err(|_| unreadable_path())?;
-        GroupName::parse(&path.0).map(Self).ok_or_else(|| {
-            let rule = "A group's name has 1 to 200 characters of A-Z a-z 0-9 . _ ~ : @ + - and is not . or ..";
-            Problem::new(Code::InvalidGroupName, rule)
-        })
+        GroupName::parse(&path.0)
+            .map(Self)
+            .ok_or_else(|| Problem::new(Code::InvalidGroupName, format!("A group's name has {}", StreamId::RULE)))
     }
 }
 
@@ -83,10 +82,8 @@ fn unreadable_path() -> Problem {
 /// # Errors
 /// `invalid-stream-id`
 pub fn stream_id(text: &str) -> Result<StreamId, Problem> {
-    StreamId::parse(text).ok_or_else(|| {
-        let rule = "A stream id has 1 to 200 characters of A-Z a-z 0-9 . _ ~ : @ + - and is not . or ..";
-        Problem::new(Code::InvalidStreamId, rule)
-    })
+    StreamId::parse(text)
+        .ok_or_else(|| Problem::new(Code::InvalidStreamId, format!("A stream id has {}", StreamId::RULE)))
 }
 
 /// The query, of which only the given keys are known. Each may stand once.

@@ -26,6 +26,9 @@ impl TryFrom<String> for StreamId {
 }
 
 impl StreamId {
+    /// The grammar in words, to go behind «a stream id has».
+    pub const RULE: &str = "1 to 200 characters of A-Z a-z 0-9 . _ ~ : @ + - and is not . or ..";
+
     /// The id, or `None` where `text` breaks the grammar.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -84,8 +84,7 @@ struct AppendAnswer {
 /// What is wrong with it.
 pub fn parse(source: &str, number: u64, text: &str) -> Result<(StreamId, Bytes), String> {
     let line = Line::parse(text)?;
-    let stream = StreamId::parse(&line.stream)
-        .ok_or("a stream id has 1 to 200 characters of A-Z a-z 0-9 . _ ~ : @ + - and is not . or ..")?;
+    let stream = StreamId::parse(&line.stream).ok_or_else(|| format!("a stream id has {}", StreamId::RULE))?;
     let id = line.id.unwrap_or_else(|| EventId::from_line(source, number, text).as_str().to_owned().into());
     let event = EventBody { id: &id, kind: &line.kind, data: line.data, metadata: line.metadata };
     let body = serde_json::to_vec(&AppendBody { events: [event] }).expect("writing text to memory cannot fail");
