@@ -82,6 +82,11 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections_max: u32,
 
+    /// Most requests that follow or wait at once, live feeds and long polls; further ones are answered 503. Below
+    /// --connections-max, so that others get through; by default nine tenths of it
+    #[arg(long, env = "STREAMKEEP_WAITING_MAX", value_parser = clap::value_parser!(u32).range(0..))]
+    pub waiting_max: Option<u32>,
+
     /// How long the head of a request may take, from its first byte, in seconds
     #[arg(long, env = "STREAMKEEP_HEADER_TIMEOUT_SECS", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub header_timeout_secs: u32,
@@ -292,10 +297,7 @@ impl Storage {
 
 impl LimitArgs {
     /// That the limits do not contradict one another.
-    ///
-    /// # Errors
-    /// One sentence for the operator.
-    pub fn check(&self) -> Result<(), String> {
+    fn check(&self) -> Result<(), String> {
         let largest = self.data_bytes_max.max(self.metadata_bytes_max);
         if self.body_bytes_max > self.bodies_bytes_max {
             return Err("one body may be larger than all together (--body-bytes-max, --bodies-bytes-max)".to_owned());
@@ -307,10 +309,10 @@ impl LimitArgs {
     }
 
     /// As the handlers use them.
-    #[must_use]
-    pub fn limits(&self) -> Limits {
+    fn limits(&self, waiting: usize) -> Limits {
         let size = |number: u32| usize::try_from(number).unwrap_or(usize::MAX);
         Limits {
+            waiting,
             data_bytes: size(self.data_bytes_max),
             metadata_bytes: size(self.metadata_bytes_max),
             events: size(self.events_max),
@@ -325,6 +327,23 @@ impl LimitArgs {
 }
 
 impl Serve {
+    /// What requests may bring.
+    ///
+    /// # Errors
+    /// One sentence for the operator, where settings contradict one another.
+    pub fn limits(&self) -> Result<Limits, String> {
+        self.limits.check()?;
+        let most = self.connections_max;
+        let waiting = self.waiting_max.unwrap_or(most - most.div_ceil(10));
+        if waiting >= most {
+            return Err(format!(
+                "{waiting} requests may wait, but only {most} connect: nobody else would get through (--waiting-max, \
+                 --connections-max)"
+            ));
+        }
+        Ok(self.limits.limits(usize::try_from(waiting).unwrap_or(usize::MAX)))
+    }
+
     /// How connections are treated.
     #[must_use]
     pub fn server_options(&self) -> ServerOptions {

@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, cancel_on_signal};
 use crate::{
     config::{Migrate, Serve, Storage},
-    http::{self, App, AppState},
+    http::{self, App, AppState, Limits},
     redis_server::RedisServer,
     store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
     telemetry,
@@ -22,7 +22,7 @@ use crate::{
 /// What stopped the start.
 pub async fn serve(settings: Serve) -> Result<(), Failure> {
     telemetry::start(settings.log_format, &settings.log);
-    settings.limits.check()?;
+    let limits = settings.limits()?;
     raise_descriptor_limit();
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
@@ -31,7 +31,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", settings.listen))?;
     let started = tokio::select! {
-        started = start(&settings, shutdown.clone()) => started?,
+        started = start(&settings, limits, shutdown.clone()) => started?,
         () = shutdown.cancelled() => {
             // Whatever the start is waiting for; our own Redis, should there be one yet, ends with this process.
             info!("stopped before the service was ready");
@@ -46,7 +46,11 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
 }
 
 /// Starts Redis if it is ours, and opens the store.
-async fn start(settings: &Serve, shutdown: CancellationToken) -> Result<(Option<RedisServer>, App), Failure> {
+async fn start(
+    settings: &Serve,
+    limits: Limits,
+    shutdown: CancellationToken,
+) -> Result<(Option<RedisServer>, App), Failure> {
     let (server, address) = redis(&settings.storage).await?;
     let config = StoreConfig {
         writers: settings.writers.into(),
@@ -56,7 +60,7 @@ async fn start(settings: &Serve, shutdown: CancellationToken) -> Result<(Option<
     };
     let app = App::new(AppState {
         store: Store::open(config).await?,
-        limits: settings.limits.limits(),
+        limits,
         require_condition: settings.require_condition,
         cache_max_age: Duration::from_secs(settings.cache_max_age_secs.into()),
         group_idle: Duration::from_secs(settings.group_idle_secs.into()),

@@ -16,19 +16,21 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App, Limits,
+    accept::accepts_json,
     body::json_body,
+    conditions::condition,
     etag,
-    extract::{Headers, Query, StreamPath, accepts_json, condition, idempotency_key},
+    events::write_events,
+    extract::{Headers, Query, StreamPath, idempotency_key},
     json::{self, Object, present},
     problem::{Code, Problem},
-    streams::write_events,
 };
 use crate::{
     model::{
         Condition, Cursor, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
         check_opaque_json, check_type,
     },
-    store::{Appended, Direction, PageRequest},
+    store::{Appended, Direction, PAGE_BYTES, PageRequest},
 };
 
 /// The route of appends.
@@ -301,8 +303,13 @@ async fn conflict(
         .with("current_version", written(&current));
     if include && current > Version::ZERO {
         let known = expected.and_then(|versions| versions.into_iter().max()).unwrap_or_default();
-        let page =
-            PageRequest { from: Some(known.plus(1)), to: None, limit: MISSED_MAX, direction: Direction::Forward };
+        let page = PageRequest {
+            from: Some(known.plus(1)),
+            to: None,
+            limit: MISSED_MAX,
+            bytes: PAGE_BYTES,
+            direction: Direction::Forward,
+        };
         if let Ok(page) = app.store.read(partition, stream, page).await {
             let mut events = Vec::new();
             write_events(&mut events, &page.events);

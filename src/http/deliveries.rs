@@ -1,6 +1,6 @@
 //! `GET` and `POST /groups/{group}/next`
 
-use std::{io::Write as _, time::Instant};
+use std::io::Write as _;
 
 use axum::{
     extract::{RawQuery, State},
@@ -13,10 +13,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App,
+    accept::accepts_json,
     admin::NO_STORE,
-    extract::{GroupPath, Headers, Query, accepts_json},
+    events::{EventDocument, json_response},
+    extract::{GroupPath, Headers, Query},
     problem::Problem,
-    streams::{EventDocument, json_response},
 };
 use crate::{
     model::{Delivery, GroupName, rfc3339},
@@ -127,11 +128,11 @@ async fn hand_out(app: &App, name: &GroupName, query: &RawQuery, headers: &Heade
     accepts_json(headers)?;
     let consumer = query.parsed("consumer", "a name as that of a stream", GroupName::parse)?;
     let consumer = consumer.unwrap_or_else(|| GroupName::parse(CONSUMER).expect("a good name"));
-    let until = Instant::now() + query.wait()?;
+    let wait = app.wait(&query)?;
     // Each request begins with another partition, so that none is served before the others.
     let turn = fastrand::usize(..usize::from(app.store.partitions().count()));
     let asked = Asked { consumer, limit: query.limit(1, LIMIT_MAX)?, turn };
-    let deliveries = app.store.next_until(name, &asked, until, &app.shutdown).await?;
+    let deliveries = app.store.next_until(name, &asked, wait.until, &app.closing).await?;
     let mut body = Vec::with_capacity(32 + deliveries.iter().map(|d| d.event.data.len() + 512).sum::<usize>());
     body.extend_from_slice(b"{\"deliveries\":[");
     for (index, delivery) in deliveries.iter().enumerate() {

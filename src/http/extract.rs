@@ -1,21 +1,26 @@
 //! Takes requests apart: paths, queries, conditions, bodies. Whatever does not parse is refused with a problem.
 
-use std::{borrow::Cow, convert::Infallible, str::FromStr, time::Duration};
+use std::{borrow::Cow, convert::Infallible, time::Duration};
 
 use axum::{
     extract::{FromRequestParts, Path, RawQuery},
-    http::{HeaderMap, HeaderName, HeaderValue, header, request::Parts},
+    http::{HeaderMap, HeaderName, HeaderValue, request::Parts},
 };
 use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
-use crate::model::{Condition, GroupName, StreamId, Version};
+use crate::{
+    model::{GroupName, StreamId, Version},
+    store::Direction,
+};
 
 /// The bodies that are read (W3C LDP §7.1), with every refusal of another kind.
 pub const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
 /// The only kind, so far.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
+/// Most values of a list.
+const LIST_MAX: usize = 100;
 /// Longest `wait`: gateways commonly give up after 60 s.
 const WAIT_MAX_SECS: u64 = 60;
 
@@ -86,7 +91,7 @@ pub fn stream_id(text: &str) -> Result<StreamId, Problem> {
         .ok_or_else(|| Problem::new(Code::InvalidStreamId, format!("A stream id has {}", StreamId::RULE)))
 }
 
-/// The query, of which only the given keys are known. Each may stand once.
+/// The query, of which only the given keys are known. Each may stand once, unless it is that of a list.
 pub struct Query {
     pairs: Vec<(String, String)>,
 }
@@ -97,6 +102,15 @@ impl Query {
     /// # Errors
     /// `invalid-parameter`: an unknown key, one twice, or text that is no UTF-8.
     pub fn parse(query: &RawQuery, known: &[&str]) -> Result<Self, Problem> {
+        Self::parse_with_lists(query, known, &[])
+    }
+
+    /// The same, where the keys of `lists`, which are known too, may stand several times: an array in the default form of
+    /// OpenAPI.
+    ///
+    /// # Errors
+    /// `invalid-parameter`
+    pub fn parse_with_lists(query: &RawQuery, known: &[&str], lists: &[&str]) -> Result<Self, Problem> {
         let refuse = |detail: String| Err(Problem::new(Code::InvalidParameter, detail));
         let mut pairs: Vec<(String, String)> = Vec::new();
         for pair in query.0.as_deref().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
@@ -104,11 +118,17 @@ impl Query {
             let (Some(key), Some(value)) = (decode(key), decode(value)) else {
                 return refuse("The query is no UTF-8 after percent-decoding.".to_owned());
             };
-            if !known.contains(&key.as_str()) {
-                return refuse(format!("This address knows the parameters {}, and no others.", known.join(", ")));
+            let is_list = lists.contains(&key.as_str());
+            if !is_list && !known.contains(&key.as_str()) {
+                let known = [known, lists].concat().join(", ");
+                return refuse(format!("This address knows the parameters {known}, and no others."));
             }
-            if pairs.iter().any(|(other, _)| *other == key) {
+            let before = pairs.iter().filter(|(other, _)| *other == key).count();
+            if before > 0 && !is_list {
                 return refuse(format!("The parameter {key} stands there twice."));
+            }
+            if before == LIST_MAX {
+                return refuse(format!("The parameter {key} stands there at most {LIST_MAX} times."));
             }
             pairs.push((key, value));
         }
@@ -119,6 +139,24 @@ impl Query {
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&str> {
         self.pairs.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The values of a list, each as `parse` understands it.
+    ///
+    /// # Errors
+    /// `invalid-parameter`, which says that each must be `what`.
+    pub fn list<T>(&self, key: &str, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, Problem> {
+        let values = self.pairs.iter().filter(|(name, _)| name == key).map(|(_, value)| parse(value));
+        let values: Option<Vec<T>> = values.collect();
+        values.ok_or_else(|| Problem::new(Code::InvalidParameter, format!("The parameter {key} is {what}.")))
+    }
+
+    /// `true` or `false`; absent: `false`.
+    ///
+    /// # Errors
+    /// `invalid-parameter`
+    pub fn flag(&self, key: &str) -> Result<bool, Problem> {
+        Ok(self.parsed(key, "true or false", |text| text.parse().ok())?.unwrap_or(false))
     }
 
     /// A version of at least 1.
@@ -139,6 +177,19 @@ impl Query {
             digits(text).filter(|limit| (1..=max).contains(limit))
         })?;
         Ok(limit.unwrap_or(default.min(max)))
+    }
+
+    /// Which way to read; forward if absent.
+    ///
+    /// # Errors
+    /// `invalid-parameter`
+    pub fn direction(&self) -> Result<Direction, Problem> {
+        let direction = self.parsed("direction", "forward or backward", |text| match text {
+            "forward" => Some(Direction::Forward),
+            "backward" => Some(Direction::Backward),
+            _ => None,
+        })?;
+        Ok(direction.unwrap_or(Direction::Forward))
     }
 
     /// How long a request may wait for something to happen; zero if absent.
@@ -167,77 +218,6 @@ impl Query {
 fn decode(text: &str) -> Option<String> {
     let text = text.replace('+', " ");
     percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
-}
-
-/// The condition of an append: `If-Match` or `If-None-Match`.
-///
-/// # Errors
-/// `invalid-precondition`
-pub fn condition(headers: &HeaderMap) -> Result<Option<Condition>, Problem> {
-    let refuse = |detail: &str| Err(Problem::new(Code::InvalidPrecondition, detail));
-    match (single(headers, &header::IF_MATCH)?, single(headers, &header::IF_NONE_MATCH)?) {
-        (None, None) => Ok(None),
-        (Some(_), Some(_)) => refuse("Send If-Match or If-None-Match, not both."),
-        (None, Some(text)) if text.trim() == "*" => Ok(Some(Condition::NoStream)),
-        (None, Some(_)) => refuse("An append reads If-None-Match: * only; say what you expect with If-Match."),
-        (Some(text), None) => match tags(text) {
-            Some(Tags::Any) => Ok(Some(Condition::Exists)),
-            Some(Tags::Versions(versions)) => Ok(Some(Condition::OneOf(versions))),
-            None => refuse("If-Match is * or versions such as \"7\", with commas between them."),
-        },
-    }
-}
-
-/// What the tags of `If-Match` or `If-None-Match` name.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Tags {
-    /// `*`
-    Any,
-    /// Versions, at least one.
-    Versions(Vec<Version>),
-}
-
-/// Parses the tags of a header on a read.
-///
-/// # Errors
-/// `invalid-precondition`
-pub fn tags_of(headers: &HeaderMap, name: &HeaderName) -> Result<Option<Tags>, Problem> {
-    let Some(text) = single(headers, name)? else { return Ok(None) };
-    match tags(text) {
-        Some(tags) => Ok(Some(tags)),
-        None => Err(Problem::new(Code::InvalidPrecondition, "A condition is * or versions such as \"7\".")),
-    }
-}
-
-/// `*`, or tags with commas between them (RFC 9110 §13.1.1). A gateway that compresses makes a tag weak, and people
-/// forget the quotes: `W/"7"` and `7` mean `"7"`.
-fn tags(text: &str) -> Option<Tags> {
-    /// More versions than this in one header are no honest condition.
-    const TAGS_MAX: usize = 100;
-    if text.trim() == "*" {
-        return Some(Tags::Any);
-    }
-    let version = |tag: &str| {
-        let tag = tag.trim();
-        let quoted = tag.strip_prefix("W/").unwrap_or(tag);
-        match quoted.strip_prefix('"') {
-            Some(rest) => Version::parse(rest.strip_suffix('"')?),
-            None if quoted.len() == tag.len() => Version::parse(tag),
-            None => None,
-        }
-    };
-    let versions: Vec<Version> = text.split(',').map(version).collect::<Option<_>>()?;
-    (versions.len() <= TAGS_MAX).then_some(Tags::Versions(versions))
-}
-
-/// A header that must stand once at most; lists over several lines are joined by no client that we know.
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
-    match value.to_str() {
-        Ok(text) if values.next().is_none() => Ok(Some(text)),
-        _ => Err(Problem::new(Code::InvalidPrecondition, format!("The header {name} stands once, in ASCII."))),
-    }
 }
 
 /// `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header-07): a quoted string (RFC 9651 §3.3.3), or the bare text.
@@ -276,55 +256,9 @@ fn unquote(text: &str) -> Option<String> {
     Some(key)
 }
 
-/// That the client takes JSON (RFC 9110 §12.5.1); without `Accept` it takes anything. Of the ranges that fit, the
-/// most specific one decides.
-///
-/// # Errors
-/// `not-acceptable`
-pub fn accepts_json(headers: &HeaderMap) -> Result<(), Problem> {
-    let specificity = |range: &str| match range {
-        "application/json" => Some(3),
-        "application/*" => Some(2),
-        "*/*" => Some(1),
-        _ => None,
-    };
-    let mut accepted = headers.get_all(header::ACCEPT).iter().all(|value| value.as_bytes().trim_ascii().is_empty());
-    let mut best = 0;
-    for (range, weight) in weighted(headers, &header::ACCEPT) {
-        if let Some(rank) = specificity(&range).filter(|rank| *rank >= best) {
-            accepted = weight > 0.0 || (rank == best && accepted);
-            best = rank;
-        }
-    }
-    if accepted { Ok(()) } else { Err(Problem::new(Code::NotAcceptable, "The answer is application/json.")) }
-}
-
-/// What a header of negotiation names, in small letters, and how much it is wanted (RFC 9110 §12.4.2); 0: not at all.
-pub fn weighted(headers: &HeaderMap, name: &HeaderName) -> impl Iterator<Item = (String, f32)> {
-    let lines = headers.get_all(name).iter().filter_map(|line| line.to_str().ok());
-    lines.flat_map(|line| line.split(',')).map(|item| {
-        let item = item.to_ascii_lowercase();
-        let mut parts = item.split(';').map(str::trim);
-        let named = parts.next().unwrap_or_default().to_owned();
-        let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(1.0, |q| f32::from_str(q).unwrap_or(0.0));
-        (named, weight)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tags_are_read_as_gateways_and_people_write_them() {
-        let versions = |numbers: &[u64]| Tags::Versions(numbers.iter().filter_map(|n| Version::new(*n)).collect());
-        assert_eq!(tags("*"), Some(Tags::Any));
-        assert_eq!(tags("\"7\""), Some(versions(&[7])));
-        assert_eq!(tags("W/\"7\", 8 ,\"9\""), Some(versions(&[7, 8, 9])));
-        for bad in ["", "\"\"", "W/7", "\"7", "7\"", "+7", "-1", "\"7\",", "* , \"7\"", "1.0", "abc"] {
-            assert_eq!(tags(bad), None, "{bad:?}");
-        }
-    }
 
     #[test]
     fn keys_are_read_quoted_and_bare() {

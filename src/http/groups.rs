@@ -1,7 +1,5 @@
 //! `/groups`: consumer groups as resources.
 
-use std::time::Instant;
-
 use axum::{
     Json,
     body::Body,
@@ -16,10 +14,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App,
+    accept::accepts_json,
     admin::NO_STORE,
     body::json_body,
     deliveries,
-    extract::{GroupPath, Headers, Query, accepts_json},
+    extract::{GroupPath, Headers, Query},
     group_settings::{FORM, SettingsDocument, parse_start, refuse},
     json, parked,
     problem::{Code, Problem},
@@ -224,14 +223,14 @@ pub async fn get_group(
 ) -> Result<Response, Problem> {
     let query = Query::parse(&query, &["acked", "wait"])?;
     accepts_json(&headers)?;
-    let until = Instant::now() + query.wait()?;
+    let wait = app.wait(&query)?;
     let partitions = app.store.partitions();
     let cursor = query.parsed("acked", "a cursor of this store", |text| Cursor::parse(text, partitions))?;
     if cursor.is_none() && query.get("wait").is_some() {
         return Err(Problem::new(Code::InvalidParameter, "The parameter wait goes with acked."));
     }
     let acked = match &cursor {
-        Some(cursor) => Some(app.store.settled_until(&name, cursor, until, &app.shutdown).await?),
+        Some(cursor) => Some(app.store.settled_until(&name, cursor, wait.until, &app.closing).await?),
         None => None,
     };
     let (group, status) = app.store.group_status(&name).await?;

@@ -1,8 +1,8 @@
-//! `GET /events`: the log.
+//! `GET /events`: the log, in pages or as a feed.
 
 use axum::{
     extract::{RawQuery, State},
-    http::{HeaderValue, header},
+    http::{HeaderMap, HeaderValue, Method, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
@@ -10,14 +10,16 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    App,
-    extract::{Headers, Query, accepts_json, stream_id},
-    problem::Problem,
-    streams::{EventDocument, json_response, write_events},
+    App, Wait,
+    accept::{Form, form},
+    events::{EventDocument, json_response, write_events},
+    extract::{Headers, Query, stream_id},
+    feeds::{Follower, LAST_EVENT_ID, feed, feed_headers, feed_options, no_feed},
+    problem::{Code, Problem},
 };
 use crate::{
-    model::{Category, Cursor, Event},
-    store::{LogFilter, bytes_of},
+    model::{Category, Cursor, Event, Partition, Partitions, check_type, parse_rfc3339},
+    store::{Direction, LogFilter, LogRequest, PAGE_BYTES, bytes_of},
 };
 
 /// The routes of the log.
@@ -34,74 +36,185 @@ pub struct LogPageDocument {
     /// `after` of the next page: an opaque token.
     #[schema(example = "MDo3My0wZjFhMmIzYw")]
     next: String,
-    /// Whether this was all there is by now. Under a filter a page may be short, or empty, and not yet caught up.
+    /// Whether this was all there is by now; going backward, whether it was the beginning. Under a filter a page may be
+    /// short, or empty, and not yet caught up.
     caught_up: bool,
 }
 
-/// Read the log
+/// Read or follow the log
 ///
 /// The events of all streams in commit order, page by page: pass `next` as `after`. With several partitions the order
 /// holds within each, and the pages take them in turn. A cursor from another history of the store (a restored backup,
-/// a lost failover) is refused with 409.
+/// a lost failover) is refused with 409. With `wait` the request waits for events where there are none. With
+/// `Accept: text/event-stream` the answer is a feed that goes on: an event each, whose id is a cursor, `caught-up` events
+/// at the head, and the id alone where a filter passed over others. With `Accept: application/x-ndjson` it is a line for
+/// each event, which has its `cursor`; with `follow=true` that goes on too.
 #[utoipa::path(
     get, path = "/events", operation_id = "readLog", tag = "log",
     params(
-        ("after" = inline(Option<String>), Query, description = "`next` of the page before; absent: from the beginning", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
-        ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100)", minimum = 1, maximum = 1000),
-        ("category" = inline(Option<String>), Query, description = "Only events of streams in this category", example = "order", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+]+$"),
+        ("after" = inline(Option<String>), Query, description = "`next` of the page before, the id of an event of a feed, `beginning` (default) or `end`; going backward: the events before that one, by default from the end", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
+        ("from_time" = inline(Option<String>), Query, description = "Instead of `after`: from the first event stored at or after this time on (RFC 3339)", example = "2026-11-23T12:00:00Z", format = DateTime),
+        ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100); ends a feed, which otherwise has no limit", minimum = 1, maximum = 1000),
+        ("category" = inline(Option<Vec<String>>), Query, description = "Only events of streams in one of these categories", example = json!(["order"])),
+        ("type" = inline(Option<Vec<String>>), Query, description = "Only events of one of these types", example = json!(["order-placed"])),
         ("stream" = inline(Option<String>), Query, description = "Only events of this stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
+        ("partition" = inline(Option<i32>), Query, description = "Only this partition", minimum = 0, maximum = 127),
+        ("direction" = inline(Option<super::DirectionName>), Query, description = "`forward` (default) or `backward`; backward with several partitions needs `partition`"),
+        ("wait" = inline(Option<i32>), Query, description = "How many seconds to wait where there is nothing (default 0)", minimum = 0, maximum = 60),
+        ("follow" = inline(Option<bool>), Query, description = "Whether lines go on at the head; server-sent events always do"),
+        ("Last-Event-ID" = inline(Option<String>), Header, description = "Of a feed: the id of the last event that was seen; wins over the query", pattern = "^[A-Za-z0-9_-]+$"),
     ),
     responses(
-        (status = 200, description = "A page", body = LogPageDocument, headers(
-            ("Cache-Control" = String, description = "`private, no-cache`"), ("X-Request-Id" = String, description = "Id of this request"))),
+        (status = 200, description = "A page, or a feed",
+            content((LogPageDocument = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson")), headers(
+            ("Cache-Control" = String, description = "`private, no-cache`; of feeds `no-cache, no-transform`"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
         (status = 409, response = super::responses::Diverged), (status = 503, response = super::responses::Unavailable),
     )
 )]
-pub async fn read_log(State(app): State<App>, query: RawQuery, Headers(headers): Headers) -> Result<Response, Problem> {
-    let partitions = app.store.partitions();
-    let query = Query::parse(&query, &["after", "limit", "category", "stream"])?;
-    accepts_json(&headers)?;
-    let limit = query.limit(100, app.limits.page_events)?;
-    let cursor = query.parsed("after", "a cursor of this store", |text| Cursor::parse(text, partitions))?;
-    let filter = LogFilter {
-        category: query.parsed("category", "the part of a stream id before its first -", Category::parse)?,
-        stream: query.get("stream").map(stream_id).transpose()?,
-    };
-    let cursor = cursor.unwrap_or_else(|| Cursor::beginning(partitions));
-    let (events, cursor, caught_up) = read_in_turn(&app, cursor, limit, &filter).await?;
-    let mut body = Vec::with_capacity(256 + bytes_of(&events));
-    body.extend_from_slice(b"{\"events\":");
-    write_events(&mut body, &events);
-    body.extend_from_slice(format!(",\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token()).as_bytes());
-    let no_cache = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
-    Ok((no_cache, json_response(body)).into_response())
+pub async fn read_log(
+    State(app): State<App>,
+    method: Method,
+    query: RawQuery,
+    Headers(headers): Headers,
+) -> Result<Response, Problem> {
+    const KNOWN: &[&str] = &["after", "from_time", "limit", "stream", "partition", "direction", "wait", "follow"];
+    let query = Query::parse_with_lists(&query, KNOWN, &["category", "type"])?;
+    let form = form(&headers, Form::ALL)?;
+    let request = Request::of(&app, &query, &headers, form).await?;
+    if form == Form::Json {
+        no_feed(&query)?;
+        let wait = app.wait(&query)?;
+        return request.page(&app, &wait).await;
+    }
+    let options = feed_options(&app, &query, form)?;
+    if method == Method::HEAD {
+        return Ok(feed_headers(form).into_response());
+    }
+    let Request { cursor, partition, filter, .. } = request;
+    feed(&app, Follower::Log(Box::new(app.store.follow_log(cursor, partition, filter))), options).await
 }
 
-/// Fills a page from the partitions, beginning with the one whose turn it is. Each is asked once.
-async fn read_in_turn(
-    app: &App,
-    mut cursor: Cursor,
+/// What is asked of the log.
+struct Request {
+    cursor: Cursor,
+    partition: Option<Partition>,
     limit: usize,
-    filter: &LogFilter,
-) -> Result<(Vec<Event>, Cursor, bool), Problem> {
-    let partitions: Vec<_> = app.store.partitions().all().collect();
-    let first = cursor.turn;
-    let mut events = Vec::new();
-    let mut caught_up = true;
-    for step in 0..partitions.len() {
-        let index = (first + step) % partitions.len();
-        if events.len() == limit {
-            // The page is full: whether this partition has more is for the next page to say.
-            caught_up = false;
-            break;
+    direction: Direction,
+    filter: LogFilter,
+}
+
+impl Request {
+    async fn of(app: &App, query: &Query, headers: &HeaderMap, form: Form) -> Result<Self, Problem> {
+        let partitions = app.store.partitions();
+        let partition = partition(query, partitions)?;
+        let direction = query.direction()?;
+        if direction == Direction::Backward && partition.is_none() && partitions.count() > 1 {
+            let detail = "There is no order across partitions: read each backward, with partition.";
+            return Err(Problem::new(Code::InvalidParameter, detail));
         }
-        let left = limit - events.len();
-        let page = app.store.read_log(partitions[index], cursor.places[index], left, filter).await?;
-        cursor.places[index] = page.place;
-        cursor.turn = (index + 1) % partitions.len();
-        caught_up &= page.caught_up;
-        events.extend(page.events);
+        let cursor = cursor(app, query, headers, form).await?;
+        let limit = query.limit(100, app.limits.page_events)?;
+        Ok(Self { cursor, partition, limit, direction, filter: filter(app, query)? })
     }
-    Ok((events, cursor, caught_up))
+
+    async fn page(self, app: &App, wait: &Wait) -> Result<Response, Problem> {
+        if wait.is_some() {
+            if self.direction == Direction::Backward {
+                let detail = "What comes is at the head: wait goes with direction=forward.";
+                return Err(Problem::new(Code::InvalidParameter, detail));
+            }
+            let log = app.store.follow_log(self.cursor, self.partition, self.filter);
+            let mut follower = Follower::Log(Box::new(log));
+            let batch = follower.poll(app, self.limit, wait.until).await?;
+            let Follower::Log(log) = follower else { unreachable!("it follows the log") };
+            return Ok(answer(batch.events.iter().map(|live| &live.event), log.cursor(), batch.caught_up));
+        }
+        let (events, cursor, caught_up) = self.read_in_turn(app).await?;
+        Ok(answer(events.iter(), &cursor, caught_up))
+    }
+
+    /// Fills a page from the partitions, beginning with the one whose turn it is. Each is asked once.
+    async fn read_in_turn(self, app: &App) -> Result<(Vec<Event>, Cursor, bool), Problem> {
+        let Self { mut cursor, partition, limit, direction, filter } = self;
+        let partitions = partition.map_or_else(|| app.store.partitions().all().collect(), |one| vec![one]);
+        let mut request = LogRequest { limit, bytes: PAGE_BYTES, direction, filter };
+        let mut events = Vec::new();
+        let mut caught_up = true;
+        let first = cursor.turn % partitions.len();
+        for step in 0..partitions.len() {
+            let index = (first + step) % partitions.len();
+            let (partition, number) = (partitions[index], usize::from(partitions[index].get()));
+            request.limit = limit - events.len();
+            if request.limit == 0 {
+                // The page is full: whether this partition has more is for the next page to say.
+                caught_up = false;
+                break;
+            }
+            let page = app.store.read_log(partition, cursor.places[number], &request).await?;
+            cursor.places[number] = page.place;
+            cursor.turn = (index + 1) % partitions.len();
+            caught_up &= page.caught_up;
+            events.extend(page.events);
+        }
+        Ok((events, cursor, caught_up))
+    }
+}
+
+fn partition(query: &Query, partitions: Partitions) -> Result<Option<Partition>, Problem> {
+    let what = format!("a number from 0 to {}", partitions.count() - 1);
+    query.parsed("partition", &what, |text| partitions.all().find(|partition| partition.get().to_string() == text))
+}
+
+fn filter(app: &App, query: &Query) -> Result<LogFilter, Problem> {
+    let kind = |text: &str| check_type(text, app.limits.type_chars).is_ok().then(|| text.to_owned());
+    Ok(LogFilter {
+        categories: query.list("category", "the part of a stream id before its first -", Category::parse)?,
+        types: query.list("type", "the type of an event", kind)?,
+        stream: query.get("stream").map(stream_id).transpose()?,
+    })
+}
+
+/// Where to begin.
+async fn cursor(app: &App, query: &Query, headers: &HeaderMap, form: Form) -> Result<Cursor, Problem> {
+    let partitions = app.store.partitions();
+    let read = |text: &str| Cursor::parse(text, partitions);
+    let (after, time) = (query.get("after"), query.parsed("from_time", "a time as in RFC 3339", parse_rfc3339)?);
+    if after.is_some() && time.is_some() {
+        return Err(Problem::new(Code::InvalidParameter, "Send after or from_time, not both."));
+    }
+    let last = headers.get(LAST_EVENT_ID).filter(|_| form != Form::Json);
+    if let Some(last) = last {
+        let last = last.to_str().ok().and_then(read);
+        return last
+            .ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is the id of an event of this feed."));
+    }
+    let mut cursor = Cursor::beginning(partitions);
+    match (after, time) {
+        (None | Some("beginning"), None) => {}
+        (Some("end"), _) => {
+            for (partition, place) in partitions.all().zip(&mut cursor.places) {
+                *place = app.store.log_end(partition).await?;
+            }
+        }
+        (_, Some(time)) => {
+            for (partition, place) in partitions.all().zip(&mut cursor.places) {
+                *place = app.store.log_place_before(partition, time).await?;
+            }
+        }
+        (Some(_), None) => {
+            let given = query.parsed("after", "a cursor of this store, beginning or end", read)?;
+            cursor = given.unwrap_or(cursor);
+        }
+    }
+    Ok(cursor)
+}
+
+fn answer<'a>(events: impl Iterator<Item = &'a Event> + Clone, cursor: &Cursor, caught_up: bool) -> Response {
+    let mut body = Vec::with_capacity(256 + bytes_of(events.clone()));
+    body.extend_from_slice(b"{\"events\":");
+    write_events(&mut body, events);
+    body.extend_from_slice(format!(",\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token()).as_bytes());
+    let no_cache = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
+    (no_cache, json_response(body)).into_response()
 }

@@ -1,11 +1,15 @@
 //! The only code that speaks HTTP. A file a resource; this one joins their routers and lays the layers around them.
 
+mod accept;
 mod admin;
 mod append;
 mod body;
+mod conditions;
 mod connection;
 mod deliveries;
+mod events;
 mod extract;
+mod feeds;
 mod group_settings;
 mod groups;
 mod json;
@@ -18,18 +22,26 @@ mod responses;
 mod server;
 mod service;
 mod settle;
+mod stream_list;
 mod streams;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{
+    ops::Deref,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::http::HeaderValue;
 use serde::Serialize;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
+
+use extract::Query;
 
 use crate::{model::Version, store::Store};
 
@@ -54,6 +66,8 @@ pub struct Limits {
     pub json_depth: usize,
     /// How long a body may take to arrive.
     pub body_timeout: Duration,
+    /// Requests that follow or wait at once: feeds and long polls.
+    pub waiting: usize,
 }
 
 impl Default for Limits {
@@ -68,6 +82,7 @@ impl Default for Limits {
             page_events: 1_000,
             json_depth: 128,
             body_timeout: Duration::from_secs(30),
+            waiting: 9_000,
         }
     }
 }
@@ -77,6 +92,10 @@ impl Default for Limits {
 pub struct App {
     state: Arc<AppState>,
     room: body::Room,
+    /// A permit for each request that follows or waits.
+    waiting: Arc<Semaphore>,
+    /// Told when what follows or waits is to end: after the shutdown is told, and gateways had time to notice.
+    closing: CancellationToken,
 }
 
 /// See [`App`].
@@ -100,7 +119,30 @@ impl App {
     #[must_use]
     pub fn new(state: AppState) -> Self {
         let room = body::Room::new(state.limits.bodies_bytes);
-        Self { state: Arc::new(state), room }
+        let waiting = Arc::new(Semaphore::new(state.limits.waiting));
+        Self { state: Arc::new(state), room, waiting, closing: CancellationToken::new() }
+    }
+
+    /// Lets a request follow, for as long as it holds this.
+    ///
+    /// # Errors
+    /// `overloaded` where too many follow or wait already.
+    fn wait_permit(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.waiting).try_acquire_owned().map_err(|_| {
+            let most = self.limits.waiting;
+            let detail = format!("{most} requests follow or wait already. Try again soon, or do not wait.");
+            Problem::new(Code::Overloaded, detail)
+        })
+    }
+
+    /// The `wait` of a query; a request that does wait needs room.
+    ///
+    /// # Errors
+    /// `invalid-parameter`, `overloaded`
+    fn wait(&self, query: &Query) -> Result<Wait, Problem> {
+        let wait = query.wait()?;
+        let permit = if wait.is_zero() { None } else { Some(self.wait_permit()?) };
+        Ok(Wait { until: Instant::now() + wait, permit })
     }
 
     /// `Cache-Control` of what never changes, where caches may keep it.
@@ -108,6 +150,19 @@ impl App {
         let seconds = self.cache_max_age.as_secs();
         let control = format!("public, max-age={seconds}, immutable");
         (seconds > 0).then(|| HeaderValue::from_str(&control).expect("digits and names are ASCII"))
+    }
+}
+
+/// How long a request may wait.
+struct Wait {
+    until: Instant,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Wait {
+    /// Whether it may wait at all.
+    fn is_some(&self) -> bool {
+        self.permit.is_some()
     }
 }
 
@@ -146,7 +201,8 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     let base = OpenApiRouter::with_openapi(openapi::base());
-    let parts = [append::router(), streams::router(), log::router(), groups::router(), admin::router()];
+    let parts =
+        [append::router(), streams::router(), stream_list::router(), log::router(), groups::router(), admin::router()];
     let mut routes = parts.into_iter().fold(base, OpenApiRouter::merge);
     openapi::complete(routes.get_openapi_mut());
     routes

@@ -8,10 +8,10 @@ use utoipa::{
 
 use super::{
     admin::Check,
+    events::EventDocument,
     problem::{FieldError, ProblemDocument},
     responses,
     settle::LostLease,
-    streams::EventDocument,
 };
 
 /// All but the routes.

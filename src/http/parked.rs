@@ -12,13 +12,14 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App,
+    accept::accepts_json,
     admin::NO_STORE,
     body::json_body,
-    extract::{GroupPath, Headers, Query, accepts_json},
+    events::{EventDocument, json_response},
+    extract::{GroupPath, Headers, Query},
     group_settings::refuse,
     json::{self, present},
     problem::{Code, Problem},
-    streams::{EventDocument, json_response},
 };
 use crate::{
     model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, rfc3339},

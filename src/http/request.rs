@@ -10,7 +10,8 @@ use axum::{
 use uuid::Uuid;
 
 use super::{
-    extract::{ACCEPT_POST, JSON, weighted},
+    accept::weighted,
+    extract::{ACCEPT_POST, JSON},
     problem::{Code, Problem},
 };
 

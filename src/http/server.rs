@@ -64,7 +64,7 @@ impl Default for ServerOptions {
 /// Serves until the app's shutdown is told, then lets requests under way end.
 pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
-    let closing = CancellationToken::new();
+    let closing = app.closing.clone();
     let service = service(app);
     let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();

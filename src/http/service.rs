@@ -19,7 +19,7 @@ use tower_http::{
 };
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{App, request, routes};
+use super::{App, accept::Form, request, routes};
 
 /// Answers below this size are not worth compressing.
 const COMPRESS_FROM: u64 = 1024;
@@ -57,7 +57,9 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
 fn layered<B: RequestBody>(router: Router) -> impl Answers<B> {
-    let compress = SizeAbove::new(COMPRESS_FROM).and(NotForContentType::SSE);
+    // A coder would hold back what should go out at once.
+    let feeds = NotForContentType::SSE.and(NotForContentType::const_new(Form::Ndjson.media_type()));
+    let compress = SizeAbove::new(COMPRESS_FROM).and(feeds);
     let enveloped = service_fn(move |request: Request<B>| {
         let router = router.clone();
         async move { Ok(request::envelope(request, |request| routed(router, request)).await) }

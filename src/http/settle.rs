@@ -15,9 +15,10 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     App,
+    accept::accepts_json,
     admin::NO_STORE,
     body::json_body,
-    extract::{GroupPath, Headers, Query, accepts_json},
+    extract::{GroupPath, Headers, Query},
     group_settings::{DELAY_MS, LEASE_MS, check_range, refuse},
     json::{self, present},
     problem::{Code, Problem},

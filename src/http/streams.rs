@@ -1,9 +1,10 @@
 //! `GET` and `HEAD /streams/{id}`, `GET /streams/{id}/events/{version}`
 
+use std::time::Instant;
+
 use axum::{
-    body::Body,
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
@@ -11,48 +12,26 @@ use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    App, etag,
-    extract::{EventPath, Headers, Query, StreamPath, Tags, accepts_json, tags_of},
+    App, Wait,
+    accept::{Form, accepts_json, form},
+    conditions::Conditions,
+    etag,
+    events::{EventDocument, json_response, write_events},
+    extract::{EventPath, Headers, Query, StreamPath},
+    feeds::{Follower, LAST_EVENT_ID, feed, feed_options, no_feed},
     problem::{Code, Problem},
 };
 use crate::{
-    model::{Event, StreamId, Version},
-    store::{Direction, Page, PageRequest, bytes_of},
+    model::{Fingerprint, StreamCursor, StreamId, Version},
+    store::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of},
 };
+
+/// What a read of a stream knows.
+const QUERY: &[&str] = &["from", "to", "limit", "direction", "wait", "follow"];
 
 /// The routes of one stream.
 pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(read_stream, head_stream)).routes(routes!(read_event))
-}
-
-/// A stored event. Never changes.
-#[derive(Serialize, ToSchema)]
-#[schema(as = Event)]
-pub struct EventDocument {
-    /// The stream that it belongs to.
-    #[schema(example = "order-12345")]
-    stream: String,
-    /// Its number in the stream, from 1, without gaps.
-    #[schema(minimum = 1, example = 1)]
-    version: i64,
-    /// Its number in the log of the stream's partition, from 1, without gaps.
-    #[schema(minimum = 1, example = 73)]
-    position: i64,
-    /// Unique in the stream.
-    #[schema(example = "01890a5d-ac96-774b-bcce-b302099a8057")]
-    id: String,
-    /// What happened.
-    #[schema(rename = "type", example = "order-placed")]
-    r#type: String,
-    /// When it was stored, by Redis' clock: RFC 3339 in UTC with milliseconds.
-    #[schema(format = DateTime, example = "2026-11-23T12:00:00.000Z")]
-    time: String,
-    /// As it was sent, byte for byte.
-    #[schema(value_type = Value, example = json!({"total": 42}))]
-    data: (),
-    /// As it was sent, byte for byte.
-    #[schema(value_type = Object, example = json!({"user": "ada"}))]
-    metadata: (),
 }
 
 /// A page of a stream.
@@ -74,7 +53,10 @@ pub struct StreamPageDocument {
 
 /// Read a stream
 ///
-/// By version, in pages. `If-None-Match` with the current version answers 304 without a body.
+/// By version, in pages. `If-None-Match` with the current version answers 304 without a body. With `wait` the request
+/// waits for events, or for another version, where there is nothing new; a stream that is not there yet is empty then.
+/// With `Accept: text/event-stream` or `application/x-ndjson` the answer is a feed, as that of the log; the stream need
+/// not be there yet.
 #[utoipa::path(
     get, path = "/streams/{id}", operation_id = "readStream", tag = "streams",
     params(
@@ -83,16 +65,20 @@ pub struct StreamPageDocument {
         ("to" = inline(Option<i64>), Query, description = "Last version wanted (default: the newest; backward: the first)", minimum = 1, maximum = 9_007_199_254_740_991_i64),
         ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100)", minimum = 1, maximum = 1000),
         ("direction" = inline(Option<super::DirectionName>), Query, description = "`forward` (default) or `backward`"),
+        ("wait" = inline(Option<i32>), Query, description = "How many seconds to wait where there is nothing new (default 0)", minimum = 0, maximum = 60),
+        ("follow" = inline(Option<bool>), Query, description = "Whether lines go on at the head; server-sent events always do"),
+        ("Last-Event-ID" = inline(Option<String>), Header, description = "Of a feed: the id of the last event that was seen; wins over `from`", pattern = "^[0-9]+-[0-9a-f]{8}$"),
         ("If-None-Match" = inline(Option<String>), Header, description = "A version that the caller has: answered 304", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
         ("If-Match" = inline(Option<String>), Header, description = "Versions that will do; 412 otherwise", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
     ),
     responses(
-        (status = 200, description = "A page", body = StreamPageDocument, headers(
+        (status = 200, description = "A page, or a feed",
+            content((StreamPageDocument = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson")), headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept"),
             ("Link" = String, description = "`next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 410, response = super::responses::Gone),
+        (status = 406, response = super::responses::NotAcceptable), (status = 409, response = super::responses::Diverged), (status = 410, response = super::responses::Gone),
         (status = 412, response = super::responses::PreconditionFailed), (status = 503, response = super::responses::Unavailable),
     )
 )]
@@ -102,18 +88,96 @@ pub async fn read_stream(
     query: RawQuery,
     Headers(headers): Headers,
 ) -> Result<Response, Problem> {
+    let query = Query::parse(&query, QUERY)?;
+    let form = form(&headers, Form::ALL)?;
     let request = page_request(&query, &app)?;
-    accepts_json(&headers)?;
-    let partition = app.store.partition(&stream);
-    let conditions = Conditions::of(&headers)?;
+    if form != Form::Json {
+        let options = feed_options(&app, &query, form)?;
+        let (version, fingerprint) = stream_place(&headers, request)?;
+        let follower = app.store.follow_stream(&stream, version, fingerprint);
+        return feed(&app, Follower::Stream(Box::new(follower)), options).await;
+    }
+    no_feed(&query)?;
+    let (conditions, wait) = (Conditions::of(&headers)?, app.wait(&query)?);
+    let news = read_page(&app, &stream, request, &conditions).await;
+    if !wait.is_some() {
+        return news.map(News::into_response);
+    }
+    if request.direction == Direction::Backward {
+        let detail = "What comes is at the head: wait goes with direction=forward.";
+        return Err(Problem::new(Code::InvalidParameter, detail));
+    }
+    await_news(&app, &stream, request, &conditions, &wait, news).await
+}
+
+/// A page, as far as it says anything new.
+enum News {
+    Some(Response),
+    /// Nothing behind this version.
+    None(Version, Response),
+}
+
+impl News {
+    fn into_response(self) -> Response {
+        let (Self::Some(response) | Self::None(_, response)) = self;
+        response
+    }
+}
+
+async fn read_page(
+    app: &App,
+    stream: &StreamId,
+    request: PageRequest,
+    conditions: &Conditions,
+) -> Result<News, Problem> {
+    let partition = app.store.partition(stream);
     if conditions.any() {
-        let version = app.store.version(partition, &stream).await?;
-        if let Some(answer) = conditions.judge(version, fresh_headers(Some(version)))? {
-            return Ok(answer);
+        let version = app.store.version(partition, stream).await?;
+        if let Some(unchanged) = conditions.judge(version, fresh_headers(Some(version)))? {
+            return Ok(News::None(version, unchanged));
         }
     }
-    let page = app.store.read(partition, &stream, request).await?;
-    Ok(page_answer(&app, &stream, request, &page))
+    let page = app.store.read(partition, stream, request).await?;
+    let answer = page_answer(app, stream, request, &page);
+    Ok(if page.events.is_empty() { News::None(page.version, answer) } else { News::Some(answer) })
+}
+
+/// Waits until a page says something new; at the end of the wait it is what it is. A stream that is not there is an
+/// empty one, for it may come.
+async fn await_news(
+    app: &App,
+    stream: &StreamId,
+    request: PageRequest,
+    conditions: &Conditions,
+    wait: &Wait,
+    mut news: Result<News, Problem>,
+) -> Result<Response, Problem> {
+    let before = request.from.unwrap_or(Version::FIRST).minus(1);
+    loop {
+        let known = match &news {
+            Ok(News::None(version, _)) => *version,
+            Err(problem) if problem.code() == Code::StreamNotFound => Version::ZERO,
+            _ => return news.map(News::into_response),
+        };
+        if Instant::now() >= wait.until || app.closing.is_cancelled() {
+            let nothing = Page { version: Version::ZERO, events: Vec::new(), next: None };
+            return news.map(News::into_response).or_else(|_| Ok(page_answer(app, stream, request, &nothing)));
+        }
+        let mut follower = Follower::Stream(Box::new(app.store.follow_stream(stream, known.max(before), None)));
+        follower.poll(app, 1, wait.until).await?;
+        news = read_page(app, stream, request, conditions).await;
+    }
+}
+
+/// Where a feed of a stream begins.
+fn stream_place(headers: &HeaderMap, request: PageRequest) -> Result<(Version, Option<Fingerprint>), Problem> {
+    let Some(last) = headers.get(LAST_EVENT_ID) else {
+        return Ok((request.from.unwrap_or(Version::FIRST).minus(1), None));
+    };
+    let last = last.to_str().ok().and_then(StreamCursor::parse);
+    let last =
+        last.ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is the id of an event of this feed."))?;
+    Ok((last.version, Some(last.fingerprint)))
 }
 
 /// Look up a stream's version
@@ -140,8 +204,8 @@ pub async fn head_stream(
     query: RawQuery,
     Headers(headers): Headers,
 ) -> Result<Response, Problem> {
-    page_request(&query, &app)?;
-    accepts_json(&headers)?;
+    page_request(&Query::parse(&query, QUERY)?, &app)?;
+    form(&headers, Form::ALL)?;
     let conditions = Conditions::of(&headers)?;
     let version = app.store.version(app.store.partition(&stream), &stream).await?;
     if let Some(answer) = conditions.judge(version, fresh_headers(Some(version)))? {
@@ -191,51 +255,14 @@ pub async fn read_event(
     Ok((fresh, json_response(body)).into_response())
 }
 
-fn page_request(query: &RawQuery, app: &App) -> Result<PageRequest, Problem> {
-    let query = Query::parse(query, &["from", "to", "limit", "direction"])?;
-    let direction = query.parsed("direction", "forward or backward", |text| match text {
-        "forward" => Some(Direction::Forward),
-        "backward" => Some(Direction::Backward),
-        _ => None,
-    })?;
+fn page_request(query: &Query, app: &App) -> Result<PageRequest, Problem> {
     Ok(PageRequest {
         from: query.version("from")?,
         to: query.version("to")?,
         limit: query.limit(100, app.limits.page_events)?,
-        direction: direction.unwrap_or(Direction::Forward),
+        bytes: PAGE_BYTES,
+        direction: query.direction()?,
     })
-}
-
-/// The conditions of a read (RFC 9110 §13.2.2).
-struct Conditions {
-    expected: Option<Tags>,
-    known: Option<Tags>,
-}
-
-impl Conditions {
-    /// Read before the store is asked, so that a bad one is refused whatever is there.
-    fn of(headers: &HeaderMap) -> Result<Self, Problem> {
-        Ok(Self { expected: tags_of(headers, &header::IF_MATCH)?, known: tags_of(headers, &header::IF_NONE_MATCH)? })
-    }
-
-    fn any(&self) -> bool {
-        self.expected.is_some() || self.known.is_some()
-    }
-
-    /// 304 with these headers where the caller has this version; 412 where it expects another.
-    fn judge(&self, version: Version, headers: HeaderMap) -> Result<Option<Response>, Problem> {
-        let names = |tags: &Tags| match tags {
-            Tags::Any => true,
-            Tags::Versions(versions) => versions.contains(&version),
-        };
-        if self.expected.as_ref().is_some_and(|tags| !names(tags)) {
-            let detail =
-                format!("What you ask for is at version {version}. Read without If-Match, or with that version.");
-            return Err(Problem::new(Code::PreconditionFailed, detail).header(header::ETAG, etag(version)));
-        }
-        let unchanged = self.known.as_ref().is_some_and(names);
-        Ok(unchanged.then(|| (StatusCode::NOT_MODIFIED, headers).into_response()))
-    }
 }
 
 fn page_answer(app: &App, stream: &StreamId, request: PageRequest, page: &Page) -> Response {
@@ -261,21 +288,9 @@ fn page_answer(app: &App, stream: &StreamId, request: PageRequest, page: &Page) 
     response
 }
 
-/// Writes events as a JSON array.
-pub fn write_events(out: &mut Vec<u8>, events: &[Event]) {
-    out.push(b'[');
-    for (index, event) in events.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        event.write_json(out);
-    }
-    out.push(b']');
-}
-
 /// `Link` (RFC 8288), relative, so that it is right behind any prefix.
 fn links(request: PageRequest, page: &Page, with_last: bool) -> HeaderValue {
-    let PageRequest { from, to, limit, direction } = request;
+    let PageRequest { from, to, limit, direction, .. } = request;
     let size = u64::try_from(limit).unwrap_or(u64::MAX);
     let mut links = Vec::with_capacity(4);
     let mut link = |rel: &str, from: Option<Version>, to: Option<Version>| {
@@ -320,10 +335,4 @@ fn fresh_headers(version: Option<Version>) -> HeaderMap {
     }
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"));
     headers
-}
-
-/// A body that is JSON already.
-pub fn json_response(body: Vec<u8>) -> Response {
-    let json = HeaderValue::from_static("application/json");
-    ([(header::CONTENT_TYPE, json)], Body::from(body)).into_response()
 }

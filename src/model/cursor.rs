@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use sha2::{Digest, Sha256};
 
-use super::{Partition, Partitions, Position};
+use super::{Event, Partition, Partitions, Position, Version};
 
 /// The first 4 bytes of the SHA-256 of an event's id. Ids are unique, so after a lost failover or a restored backup
 /// another event at the same position shows itself.
@@ -57,6 +57,12 @@ impl Cursor {
         cursor
     }
 
+    /// Moves on to after an event of a partition.
+    pub fn pass(&mut self, partition: Partition, place: Place) {
+        self.turn = usize::from(partition.get());
+        self.places[self.turn] = place;
+    }
+
     /// Reads a token; `None` where it is not one of a store with that many partitions.
     #[must_use]
     pub fn parse(token: &str, partitions: Partitions) -> Option<Self> {
@@ -89,8 +95,43 @@ fn parse_place(text: &str) -> Option<Place> {
     }
     let (position, print) = text.split_once('-')?;
     let position = Position::parse(position)?;
-    let print = (print.len() == 8).then(|| u32::from_str_radix(print, 16).ok()).flatten()?;
-    Some((position > Position::ZERO).then_some((position, Fingerprint(print))))
+    Some((position > Position::ZERO).then_some((position, parse_print(print)?)))
+}
+
+fn parse_print(text: &str) -> Option<Fingerprint> {
+    let digits = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    digits.then(|| u32::from_str_radix(text, 16).ok()).flatten().map(Fingerprint)
+}
+
+/// A place in one stream: after the event at `version`, which has this fingerprint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamCursor {
+    /// At least 1.
+    pub version: Version,
+    /// Of the event there.
+    pub fingerprint: Fingerprint,
+}
+
+impl StreamCursor {
+    /// After this event.
+    #[must_use]
+    pub fn after(event: &Event) -> Self {
+        Self { version: event.version, fingerprint: Fingerprint::of(&event.id) }
+    }
+
+    /// Reads a token.
+    #[must_use]
+    pub fn parse(token: &str) -> Option<Self> {
+        let (version, print) = token.split_once('-')?;
+        let version = Version::parse(version).filter(|version| *version > Version::ZERO)?;
+        Some(Self { version, fingerprint: parse_print(print)? })
+    }
+
+    /// The token: URL-safe characters only.
+    #[must_use]
+    pub fn token(&self) -> String {
+        format!("{}-{:08x}", self.version, self.fingerprint.0)
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ mod stream;
 mod time;
 
 pub use condition::Condition;
-pub use cursor::{Cursor, Fingerprint, Place};
+pub use cursor::{Cursor, Fingerprint, Place, StreamCursor};
 pub use error::Error;
 pub use event::{Event, EventId, NewEvent, Retry, check_type};
 pub use group::{Delivery, GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Settled, Start};

@@ -3,91 +3,104 @@
 use redis::{Pipeline, Value};
 
 use crate::{
-    model::{Category, Error, Event, Fingerprint, Partition, Partitions, Place, Position, StreamId, Version},
+    model::{Category, Error, Event, Fingerprint, Partition, Partitions, Place, StreamId, Version},
     store::{
-        Connections, Keys, StartError, Store,
-        read::{PAGE_BYTES, bytes_of, decode, entries},
+        Connections, Direction, Keys, StartError, Store,
+        pointers::{LOOKED_AT_MAX, Pointer},
+        read::{bytes_of, head},
     },
 };
 
-/// Most log entries looked at in one call, whatever a filter leaves of them.
-const LOOKED_AT_MAX: usize = 1_000;
-
-/// Log entries that are looked at together for the first event that was not removed.
-const FIRST_PIECE: usize = 20;
-
 /// Which events of the log are wanted.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogFilter {
-    /// Only those of streams in this category.
-    pub category: Option<Category>,
+    /// Only those of streams in one of these categories; empty: in any.
+    pub categories: Vec<Category>,
+    /// Only those of one of these types; empty: of any.
+    pub types: Vec<String>,
     /// Only those of this stream.
     pub stream: Option<StreamId>,
 }
 
 impl LogFilter {
-    fn wants(&self, stream: &StreamId) -> bool {
-        self.category.as_ref().is_none_or(|category| category.as_str() == stream.category())
+    /// Whether an event is wanted.
+    #[must_use]
+    pub fn wants(&self, stream: &StreamId, kind: &str) -> bool {
+        let category = stream.category();
+        (self.categories.is_empty() || self.categories.iter().any(|wanted| wanted.as_str() == category))
+            && (self.types.is_empty() || self.types.iter().any(|wanted| wanted == kind))
             && self.stream.as_ref().is_none_or(|wanted| wanted == stream)
     }
 
-    fn is_open(&self) -> bool {
-        self.category.is_none() && self.stream.is_none()
+    /// Whether every event is.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.categories.is_empty() && self.types.is_empty() && self.stream.is_none()
     }
+}
+
+/// What a page of the log is to hold.
+#[derive(Clone, Debug)]
+pub struct LogRequest {
+    /// Most events wanted.
+    pub limit: usize,
+    /// A page that would be larger is cut short: roughly so many bytes.
+    pub bytes: usize,
+    /// Which way.
+    pub direction: Direction,
+    /// Which events.
+    pub filter: LogFilter,
 }
 
 /// A page of a partition's log.
 #[derive(Debug)]
 pub struct LogPage {
-    /// The events that the filter wants, in commit order.
+    /// The events that the filter wants, in the order asked for.
     pub events: Vec<Event>,
-    /// After the last entry looked at.
+    /// After the last entry looked at; going backward, before it.
+    pub place: Place,
+    /// Whether that is the head; going backward, the beginning.
+    pub caught_up: bool,
+}
+
+/// A page of the streams of a partition, in the order of their first events.
+#[derive(Debug)]
+pub struct StreamsPage {
+    /// Each with its version.
+    pub streams: Vec<(StreamId, Version)>,
+    /// After the last log entry looked at.
     pub place: Place,
     /// Whether that is the head.
     pub caught_up: bool,
 }
 
-struct Pointer {
-    position: Position,
-    stream: StreamId,
-    version: Version,
+/// Entries of the log as far as they were looked at.
+struct Scan {
+    /// Those that are wanted, and behind them the last one where it is not.
+    pointers: Vec<Pointer>,
+    caught_up: bool,
 }
 
 impl Store {
-    /// Reads at most `limit` events of a partition's log after `place`. Looks at a bounded number of entries: a page
-    /// may be empty and not yet caught up. Entries whose event was removed are passed over.
+    /// Reads a page of a partition's log behind `place`, or going backward before it. Looks at a bounded number of
+    /// entries: a page may be empty and not yet caught up. Entries whose event was removed are passed over.
     ///
     /// # Errors
     /// [`Error::HistoryDiverged`] where another event, or none, is at `place`; or that Redis is not available.
-    pub async fn read_log(
-        &self,
-        partition: Partition,
-        place: Place,
-        limit: usize,
-        filter: &LogFilter,
-    ) -> Result<LogPage, Error> {
-        let asked = if filter.is_open() { limit } else { LOOKED_AT_MAX.max(limit) };
-        let mut pointers = self.pointers(partition, place, asked).await?;
-        let mut caught_up = pointers.len() < asked;
-        let mut wanted = 0;
-        let cut = pointers.iter().position(|pointer| {
-            wanted += usize::from(filter.wants(&pointer.stream));
-            wanted > limit
-        });
-        if let Some(cut) = cut {
-            pointers.truncate(cut);
-            caught_up = false;
-        }
-        let mut last = pointers.last().map(|pointer| pointer.position);
-        let kept = |pointer: &Pointer| filter.wants(&pointer.stream) || Some(pointer.position) == last;
-        pointers.retain(kept);
-        let mut events = Vec::with_capacity(pointers.len());
-        let mut left = pointers.as_slice();
+    pub async fn read_log(&self, partition: Partition, place: Place, request: &LogRequest) -> Result<LogPage, Error> {
+        let LogRequest { limit, bytes, direction, filter } = request;
+        let wants = |pointer: &Pointer| filter.wants(&pointer.stream, &pointer.kind);
+        let asked = if filter.is_open() { *limit } else { LOOKED_AT_MAX.max(*limit) };
+        let scan = self.scan(partition, place, asked, *limit, *direction, wants).await?;
+        let (mut caught_up, mut last) = (scan.caught_up, scan.pointers.last().map(|pointer| pointer.position));
+        let mut events: Vec<Event> = Vec::with_capacity(scan.pointers.len());
+        let mut left = scan.pointers.as_slice();
         while !left.is_empty() {
-            let (piece, rest) = left.split_at(self.piece().min(left.len()));
-            events.extend(self.met(self.resolve(partition, piece).await?));
+            let piece = self.piece(*bytes, &events).clamp(1, left.len());
+            let (piece, rest) = left.split_at(piece);
+            events.extend(self.resolve(partition, piece).await?);
             left = rest;
-            if bytes_of(&events) > PAGE_BYTES && !rest.is_empty() {
+            if bytes_of(&events) > *bytes && !rest.is_empty() {
                 caught_up = false;
                 last = piece.last().map(|pointer| pointer.position);
                 break;
@@ -99,82 +112,104 @@ impl Store {
             _ => Fingerprint::REMOVED,
         };
         let place = last.map_or(place, |position| Some((position, print(position))));
-        events.retain(|event| filter.wants(&event.stream));
+        events.retain(|event| filter.wants(&event.stream, &event.kind));
         Ok(LogPage { events, place, caught_up })
     }
 
-    /// The first event behind a position that was not removed. Looks at a bounded number of entries; `None` where all of
-    /// them are gone, or there are none.
-    pub(super) async fn first_after(&self, partition: Partition, position: u64) -> Result<Option<Event>, Error> {
-        let (mut next, mut seen) = (position + 1, 0);
-        while seen < LOOKED_AT_MAX {
-            let mut commands = Pipeline::with_capacity(1);
-            let from = format!("0-{next}");
-            commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(from).arg("+").arg("COUNT").arg(FIRST_PIECE);
-            let entries: Vec<(String, Vec<String>)> = decode(self.0.connections.read(&commands).await?.pop())?;
-            let pointers = entries.into_iter().map(pointer).collect::<Result<Vec<_>, _>>()?;
-            let Some(last) = pointers.last().map(|pointer| pointer.position.get()) else { return Ok(None) };
-            (next, seen) = (last + 1, seen + pointers.len());
-            if let Some(event) = self.resolve(partition, &pointers).await?.into_iter().next() {
-                return Ok(Some(event));
+    /// Lists at most `limit` streams behind `place`: the log's entries of version 1. Looks at a bounded number of
+    /// entries. Streams that were deleted for ever are left out.
+    ///
+    /// # Errors
+    /// [`Error::HistoryDiverged`] where another event, or none, is at `place`; or that Redis is not available.
+    pub async fn read_streams(
+        &self,
+        partition: Partition,
+        place: Place,
+        limit: usize,
+        filter: &LogFilter,
+    ) -> Result<StreamsPage, Error> {
+        let wants =
+            |pointer: &Pointer| pointer.version == Version::FIRST && filter.wants(&pointer.stream, &pointer.kind);
+        let asked = LOOKED_AT_MAX.max(limit);
+        let Scan { pointers, caught_up } = self.scan(partition, place, asked, limit, Direction::Forward, wants).await?;
+        let place = match pointers.last() {
+            Some(last) => self.place_at(partition, Some(last.position.get())).await?,
+            None => place,
+        };
+        let found: Vec<StreamId> = pointers.into_iter().filter(wants).map(|pointer| pointer.stream).collect();
+        let mut commands = Pipeline::with_capacity(2 * found.len());
+        for stream in &found {
+            self.add_head(&mut commands, partition, stream);
+        }
+        let mut streams = Vec::with_capacity(found.len());
+        if !found.is_empty() {
+            let mut replies = self.0.connections.read(&commands).await?.into_iter();
+            for stream in found {
+                match head(&mut replies) {
+                    Ok(version) => streams.push((stream, version)),
+                    Err(Error::StreamDeleted) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok(None)
+        Ok(StreamsPage { streams, place, caught_up })
     }
 
-    /// The log entries after `place`, whose own event is compared with its fingerprint.
-    async fn pointers(&self, partition: Partition, place: Place, limit: usize) -> Result<Vec<Pointer>, Error> {
-        let log = self.0.keys.log(partition);
-        let from = place.map_or(Position::FIRST, |(position, _)| position);
-        let count = limit + usize::from(place.is_some());
-        let mut commands = Pipeline::with_capacity(2);
-        commands.cmd("XRANGE").arg(&log).arg(format!("0-{from}")).arg("+").arg("COUNT").arg(count);
-        commands.cmd("XLEN").arg(&log);
-        let mut replies = self.0.connections.read(&commands).await?.into_iter();
-        let entries: Vec<(String, Vec<String>)> = decode(replies.next())?;
-        let head = Position::new(decode(replies.next())?).unwrap_or_default();
-        let mut pointers = entries.into_iter().map(pointer).collect::<Result<Vec<_>, _>>()?;
-        if let Some((position, fingerprint)) = place {
-            let diverged = Error::HistoryDiverged { head };
-            if pointers.first().is_none_or(|first| first.position != position) {
-                return Err(diverged);
-            }
-            let own = self.resolve(partition, &[pointers.remove(0)]).await?;
-            if own.first().is_some_and(|event| !fingerprint.fits(&event.id)) {
-                return Err(diverged);
-            }
+    /// Looks at `asked` entries, and keeps at most `limit` of those that are wanted.
+    async fn scan(
+        &self,
+        partition: Partition,
+        place: Place,
+        asked: usize,
+        limit: usize,
+        direction: Direction,
+        wants: impl Fn(&Pointer) -> bool,
+    ) -> Result<Scan, Error> {
+        let mut pointers = self.pointers(partition, place, asked, direction).await?;
+        let mut caught_up = pointers.len() < asked;
+        let mut wanted = 0;
+        let cut = pointers.iter().position(|pointer| {
+            wanted += usize::from(wants(pointer));
+            wanted > limit
+        });
+        if let Some(cut) = cut {
+            pointers.truncate(cut);
+            caught_up = false;
         }
-        Ok(pointers)
+        let last = pointers.last().map(|pointer| pointer.position);
+        pointers.retain(|pointer| wants(pointer) || Some(pointer.position) == last);
+        Ok(Scan { pointers, caught_up })
     }
 
-    /// Fetches the events that pointers name; one round trip.
-    async fn resolve(&self, partition: Partition, pointers: &[Pointer]) -> Result<Vec<Event>, Error> {
-        if pointers.is_empty() {
-            return Ok(Vec::new());
+    /// The place before the first event of a partition stored at or after `time`, in ms since 1970.
+    ///
+    /// # Errors
+    /// Redis is not available.
+    pub async fn log_place_before(&self, partition: Partition, time: u64) -> Result<Place, Error> {
+        match self.before_time(partition, None, time).await? {
+            0 => Ok(None),
+            position => self.place_at(partition, Some(position)).await,
         }
-        let mut commands = Pipeline::with_capacity(pointers.len());
-        for Pointer { stream, version, .. } in pointers {
-            let id = format!("0-{version}");
-            commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(&id).arg(&id);
-        }
-        let replies: Vec<Value> = self.0.connections.read(&commands).await?;
-        let mut events = Vec::with_capacity(pointers.len());
-        for (pointer, reply) in pointers.iter().zip(replies) {
-            let found = entries(&pointer.stream, Some(reply))?;
-            events.extend(found.into_iter().map(|event| Event { position: pointer.position, ..event }));
-        }
-        Ok(events)
     }
-}
 
-fn pointer((id, fields): (String, Vec<String>)) -> Result<Pointer, Error> {
-    let value = |name: &str| fields.chunks_exact(2).find(|pair| pair[0] == name).map(|pair| pair[1].as_str());
-    let position = id.strip_prefix("0-").and_then(Position::parse);
-    let pointer = || {
-        let (stream, version) = (value("s").and_then(StreamId::parse)?, value("v").and_then(Version::parse)?);
-        Some(Pointer { position: position?, stream, version })
-    };
-    pointer().ok_or_else(|| Error::Corrupt(format!("log entry {id}")))
+    /// The place after the newest event of a partition.
+    ///
+    /// # Errors
+    /// Redis is not available.
+    pub async fn log_end(&self, partition: Partition) -> Result<Place, Error> {
+        self.place_at(partition, None).await
+    }
+
+    /// That the event which a cursor names is still at its place.
+    ///
+    /// # Errors
+    /// [`Error::HistoryDiverged`], or that Redis is not available.
+    pub async fn check_place(&self, partition: Partition, place: Place) -> Result<(), Error> {
+        match place {
+            Some(_) => self.pointers(partition, place, 0, Direction::Forward).await.map(drop),
+            None => Ok(()),
+        }
+    }
 }
 
 /// That nobody else writes to the keys of the log: a stream called `log` is not that rare.

@@ -6,14 +6,18 @@
 mod append;
 mod connections;
 mod errors;
+mod follow;
 mod functions;
 mod groups;
 mod health;
 mod keys;
 mod log;
 mod migrations;
+mod pointers;
 mod read;
+mod recent;
 mod tail;
+mod times;
 mod writers;
 
 use std::{
@@ -27,14 +31,17 @@ use redis::ConnectionInfo;
 pub use append::Appended;
 pub use connections::Connections;
 pub use errors::StartError;
+pub use follow::{Batch, LogFollower, StreamFollower};
 pub use functions::Library;
 pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
 pub use health::{Durability, Health};
 pub use keys::Keys;
-pub use log::{LogFilter, LogPage};
+pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
 pub use migrations::{Migration, Migrations};
-pub use read::{Direction, Page, PageRequest, bytes_of};
+pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
+pub use recent::LiveEvent;
 use tail::Tail;
+use tokio::sync::watch;
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
@@ -80,6 +87,8 @@ struct Inner {
     largest: AtomicUsize,
     groups: groups::Cache,
     tails: Vec<Tail>,
+    /// Told when a partition's reader has taken in events.
+    grown: watch::Sender<()>,
 }
 
 impl Store {
@@ -104,22 +113,29 @@ impl Store {
         let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
         let writers = Writers::start(&connections, writers, queued_max);
         let append_function = library.function("es_append");
-        let tails = partitions.all().map(|partition| Tail::start(&connections, &keys, partition)).collect();
-        let groups = groups::Cache::default();
-        let inner = Inner {
-            keys,
-            partitions,
-            connections,
-            writers,
-            library,
-            append_function,
-            timeout,
-            health,
-            largest: AtomicUsize::new(0),
-            groups,
-            tails,
-        };
-        let inner = Arc::new(inner);
+        let grown = watch::Sender::new(());
+        let inner = Arc::new_cyclic(|inner| {
+            let tail = |partition| {
+                let keys = [keys.log(partition), keys.wake(partition)];
+                Tail::start(&connections, inner.clone(), partition, keys, grown.clone(), partitions.count().into())
+            };
+            let (tails, largest) = (partitions.all().map(tail).collect(), AtomicUsize::new(0));
+            let groups = groups::Cache::default();
+            Inner {
+                keys,
+                partitions,
+                connections,
+                writers,
+                library,
+                append_function,
+                timeout,
+                health,
+                largest,
+                groups,
+                tails,
+                grown,
+            }
+        });
         tokio::spawn(watch_health(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }

@@ -12,7 +12,7 @@ use crate::{
 /// Most events fetched at once before it is known how large they are; a page of the default size in one round trip.
 const PIECE_MAX: usize = 101;
 /// A page that would be larger is cut short: a thousand events may be a gigabyte.
-pub(super) const PAGE_BYTES: usize = 16 * 1024 * 1024;
+pub const PAGE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Which way a read goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,8 @@ pub struct PageRequest {
     pub to: Option<Version>,
     /// Most events wanted. There may be fewer, and still a next page, where they are large.
     pub limit: usize,
+    /// A page that would be larger is cut short: roughly so many bytes.
+    pub bytes: usize,
     /// Which way.
     pub direction: Direction,
 }
@@ -65,7 +67,7 @@ impl Store {
     pub async fn read(&self, partition: Partition, stream: &StreamId, page: PageRequest) -> Result<Page, Error> {
         // One more than wanted tells whether there is a next page, also where somebody removed events by hand.
         let wanted = page.limit + 1;
-        let piece = self.piece().min(wanted);
+        let piece = self.piece(page.bytes, &[]).min(wanted);
         let mut commands = Pipeline::with_capacity(3);
         self.add_head(&mut commands, partition, stream);
         commands.add_command(self.range(partition, stream, page, piece));
@@ -97,10 +99,9 @@ impl Store {
         page: PageRequest,
         events: &mut Vec<Event>,
     ) -> Result<bool, Error> {
-        let (Some(last), bytes) = (events.last(), bytes_of(events)) else { return Ok(false) };
-        let room = PAGE_BYTES.saturating_sub(bytes) / (bytes / events.len()).max(1);
+        let Some(last) = events.last() else { return Ok(false) };
         let rest = page.limit + 1 - events.len();
-        let count = room.min(rest);
+        let count = self.piece(page.bytes, events).min(rest);
         if count == 0 {
             return Ok(true);
         }
@@ -113,10 +114,15 @@ impl Store {
         Ok(cut)
     }
 
-    /// How many events are fetched at once before it is known how large they are: as many as fit into a page, should
-    /// they all be as large as the largest that this instance has met.
-    pub(super) fn piece(&self) -> usize {
-        (PAGE_BYTES / self.0.largest.load(Ordering::Relaxed).max(1)).clamp(1, PIECE_MAX)
+    /// How many events to fetch at once for a page of `bytes`. Before it is known how large they are: as many as fit,
+    /// should they all be as large as the largest that this instance has met. Then: as many as fit beside those that
+    /// are there, should they be as large as these.
+    pub(super) fn piece(&self, bytes: usize, events: &[Event]) -> usize {
+        let known = bytes_of(events);
+        match events.len() {
+            0 => (bytes / self.0.largest.load(Ordering::Relaxed).max(1)).clamp(1, PIECE_MAX),
+            count => bytes.saturating_sub(known) / (known / count).max(1),
+        }
     }
 
     /// Takes note of how large events are.
@@ -133,7 +139,7 @@ impl Store {
     /// [`Error::StreamNotFound`], [`Error::EventNotFound`], [`Error::StreamDeleted`], or that Redis is not available.
     pub async fn read_event(&self, partition: Partition, stream: &StreamId, version: Version) -> Result<Event, Error> {
         let (from, to) = (Some(version), Some(version));
-        let page = PageRequest { from, to, limit: 1, direction: Direction::Forward };
+        let page = PageRequest { from, to, limit: 1, bytes: PAGE_BYTES, direction: Direction::Forward };
         self.read(partition, stream, page).await?.events.pop().ok_or(Error::EventNotFound)
     }
 
@@ -152,7 +158,7 @@ impl Store {
 
     /// The two commands whose replies `head` reads: a version is the number of events there and of those removed
     /// (cheaper than XINFO STREAM or XREVRANGE, which carry whole events).
-    fn add_head(&self, commands: &mut Pipeline, partition: Partition, stream: &StreamId) {
+    pub(super) fn add_head(&self, commands: &mut Pipeline, partition: Partition, stream: &StreamId) {
         commands.cmd("XLEN").arg(self.0.keys.events(partition, stream));
         commands.cmd("HMGET").arg(self.0.keys.stream(partition, stream)).arg("removed").arg("tombstone");
     }
@@ -177,7 +183,7 @@ impl Store {
     }
 }
 
-fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
+pub(super) fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
     let length: u64 = decode(replies.next())?;
     let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next())?;
     match tombstone {
@@ -192,8 +198,8 @@ fn size_of(event: &Event) -> usize {
 }
 
 /// Roughly what events take in an answer.
-pub fn bytes_of(events: &[Event]) -> usize {
-    events.iter().map(size_of).sum()
+pub fn bytes_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> usize {
+    events.into_iter().map(size_of).sum()
 }
 
 /// Reads a reply as `T`.

@@ -1,27 +1,38 @@
-//! One blocking reader for each partition, and only while somebody waits: it wakes all who do.
+//! One blocking reader for each partition, and only while somebody waits: it wakes all who do, and fetches each event
+//! once for all who follow.
 
 use std::{
+    collections::HashMap,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use redis::{Value, aio::ConnectionLike as _};
+use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
-    model::Partition,
-    store::{Connections, Keys},
+    model::{Error, Partition, Position, StreamId},
+    store::{
+        Connections, Inner, Store,
+        pointers::{self, Entries, Mark, Pointer},
+        read::{PAGE_BYTES, decode},
+        recent::{LiveEvent, Recent},
+    },
 };
 
 /// How long one XREAD blocks, in ms.
 const BLOCK_MS: usize = 5_000;
+/// Most entries of one XREAD.
+const COUNT: usize = 1_000;
 /// Pause before a broken connection is opened again.
 const PAUSE: Duration = Duration::from_millis(50);
+/// What the recent events of all partitions may take together, in bytes.
+const RECENT_BYTES: usize = 64 * 1024 * 1024;
 
 /// What there is to wait for in one partition: a new event, or something that became deliverable.
 pub struct Tail {
@@ -31,8 +42,24 @@ pub struct Tail {
 
 struct Shared {
     waiters: AtomicUsize,
+    followers: AtomicUsize,
     wanted: Notify,
     woken: watch::Sender<u64>,
+    /// Told when events were taken in; shared by all partitions.
+    grown: watch::Sender<()>,
+    recent: RwLock<Recent>,
+    /// Of the streams that are followed: told when events of theirs were taken in.
+    bells: Mutex<HashMap<StreamId, watch::Sender<()>>>,
+}
+
+impl Shared {
+    fn bells(&self) -> MutexGuard<'_, HashMap<StreamId, watch::Sender<()>>> {
+        self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change_recent(&self, change: impl FnOnce(&mut Recent)) {
+        change(&mut self.recent.write().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 /// Somebody who waits; for as long as it lives, the reader reads.
@@ -60,13 +87,73 @@ impl Drop for Waiter {
     }
 }
 
+/// Somebody who follows a partition; for as long as it lives, its events are fetched as they come.
+pub(super) struct Following {
+    shared: Arc<Shared>,
+}
+
+impl Following {
+    pub(super) fn recent(&self) -> RwLockReadGuard<'_, Recent> {
+        self.shared.recent.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.shared.followers.fetch_sub(1, Ordering::AcqRel);
+        self.shared.waiters.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Somebody who follows one stream.
+pub(super) struct Bell {
+    stream: StreamId,
+    rung: watch::Receiver<()>,
+    pub(super) following: Following,
+}
+
+impl Bell {
+    /// Takes what was told so far as seen.
+    pub(super) fn hush(&mut self) {
+        self.rung.mark_unchanged();
+    }
+
+    /// Waits until events of the stream were taken in, or the reader began anew.
+    pub(super) async fn rung(&mut self) {
+        let _ = self.rung.changed().await;
+    }
+}
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        let mut bells = self.following.shared.bells();
+        // The last one: this receiver is still there.
+        if bells.get(&self.stream).is_some_and(|bell| bell.receiver_count() <= 1) {
+            bells.remove(&self.stream);
+        }
+    }
+}
+
 impl Tail {
-    pub(super) fn start(connections: &Connections, keys: &Keys, partition: Partition) -> Self {
-        let shared =
-            Arc::new(Shared { waiters: AtomicUsize::new(0), wanted: Notify::new(), woken: watch::Sender::new(0) });
-        let keys = [keys.log(partition), keys.wake(partition)];
-        let reader = tokio::spawn(read(connections.clone(), keys, Arc::clone(&shared)));
-        Self { shared, _reader: AbortOnDropHandle::new(reader) }
+    pub(super) fn start(
+        connections: &Connections,
+        inner: Weak<Inner>,
+        partition: Partition,
+        keys: [String; 2],
+        grown: watch::Sender<()>,
+        share: usize,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            waiters: AtomicUsize::new(0),
+            followers: AtomicUsize::new(0),
+            wanted: Notify::new(),
+            woken: watch::Sender::new(0),
+            grown,
+            recent: RwLock::new(Recent::new(RECENT_BYTES / share)),
+            bells: Mutex::default(),
+        });
+        let reader = Reader { connections: connections.clone(), inner, partition, keys, shared: Arc::clone(&shared) };
+        Self { shared, _reader: AbortOnDropHandle::new(tokio::spawn(reader.run())) }
     }
 
     /// A waiter that is woken by whatever happens from now on. Make it before looking, so that nothing is missed.
@@ -75,44 +162,137 @@ impl Tail {
         self.shared.wanted.notify_one();
         Waiter { shared: Arc::clone(&self.shared), seen: self.shared.woken.subscribe() }
     }
-}
 
-async fn read(connections: Connections, keys: [String; 2], shared: Arc<Shared>) {
-    loop {
-        while shared.waiters.load(Ordering::Acquire) == 0 {
-            shared.wanted.notified().await;
-        }
-        if let Err(error) = read_while_wanted(&connections, &keys, &shared).await {
-            warn!(%error, "cannot follow the log");
-            tokio::time::sleep(PAUSE).await;
-        }
+    /// Follows the partition's log.
+    pub(super) fn follow(&self) -> Following {
+        self.shared.followers.fetch_add(1, Ordering::AcqRel);
+        self.shared.waiters.fetch_add(1, Ordering::AcqRel);
+        self.shared.wanted.notify_one();
+        Following { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Follows one stream: whatever happens in others wakes nobody.
+    pub(super) fn follow_stream(&self, stream: &StreamId) -> Bell {
+        let following = self.follow();
+        let rung = self.shared.bells().entry(stream.clone()).or_insert_with(|| watch::Sender::new(())).subscribe();
+        Bell { stream: stream.clone(), rung, following }
     }
 }
 
-/// Reads until nobody waits any more. What came between the last look and the first read is told as one wake-up.
-async fn read_while_wanted(connections: &Connections, keys: &[String; 2], shared: &Shared) -> redis::RedisResult<()> {
-    let mut connection = connections.open_blocking(Duration::from_millis(2 * BLOCK_MS as u64)).await?;
-    let mut places = [last_id(&mut connection, &keys[0]).await?, last_id(&mut connection, &keys[1]).await?];
-    shared.woken.send_modify(|count| *count += 1);
-    while shared.waiters.load(Ordering::Acquire) > 0 {
-        let mut command = redis::cmd("XREAD");
-        command.arg("COUNT").arg(1_000).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(keys).arg(&places);
-        let reply: Option<Vec<(String, Entries)>> = command.query_async(&mut connection).await?;
-        for (key, entries) in reply.into_iter().flatten() {
-            if let (Some(index), Some((id, _))) = (keys.iter().position(|known| *known == key), entries.last()) {
-                places[index].clone_from(id);
+struct Reader {
+    connections: Connections,
+    /// Weak, for the store owns its readers.
+    inner: Weak<Inner>,
+    partition: Partition,
+    /// The log, and what else wakes.
+    keys: [String; 2],
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    async fn run(self) {
+        loop {
+            while self.shared.waiters.load(Ordering::Acquire) == 0 {
+                self.shared.wanted.notified().await;
             }
-            shared.woken.send_modify(|count| *count += 1);
+            if let Err(error) = self.read_while_wanted().await {
+                warn!(%error, "cannot follow the log");
+                tokio::time::sleep(PAUSE).await;
+            }
         }
     }
-    Ok(())
+
+    /// Reads until nobody waits any more. What came between the last look and the first read is told as one wake-up.
+    async fn read_while_wanted(&self) -> Result<(), Error> {
+        let unavailable = |error: redis::RedisError| Error::Unavailable(error.to_string());
+        let patience = Duration::from_millis(2 * BLOCK_MS as u64);
+        let mut connection = self.connections.open_blocking(patience).await.map_err(unavailable)?;
+        let [log, wake] = &self.keys;
+        let woken = last_id(&mut connection, wake).await?;
+        let mut mark = self.store()?.mark_at(self.partition, None).await?;
+        let at = mark.as_ref().map_or(Position::ZERO, Mark::position);
+        self.shared.change_recent(|recent| recent.begin_session(at));
+        self.tell_all();
+        let mut places = [format!("0-{at}"), woken];
+        while self.shared.waiters.load(Ordering::Acquire) > 0 {
+            let mut command = redis::cmd("XREAD");
+            command.arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.keys).arg(&places);
+            let reply: Option<Vec<(String, Entries)>> =
+                command.query_async(&mut connection).await.map_err(unavailable)?;
+            if reply.is_none() {
+                // A log that was emptied and began anew is silent until it has as many entries as before.
+                self.check(mark.as_ref()).await?;
+            }
+            for (key, entries) in reply.into_iter().flatten() {
+                let Some((id, _)) = entries.last() else { continue };
+                let index = usize::from(key != *log);
+                places[index].clone_from(id);
+                self.shared.woken.send_modify(|count| *count += 1);
+                if index == 0 {
+                    mark = self.take_in(mark, pointers::pointers(entries)?).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn store(&self) -> Result<Store, Error> {
+        self.inner.upgrade().map(Store).ok_or_else(|| Error::Unavailable("the store is closed".to_owned()))
+    }
+
+    async fn check(&self, mark: Option<&Mark>) -> Result<(), Error> {
+        match mark {
+            Some(mark) => self.store()?.resolve_behind(self.partition, mark, &[]).await.map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Fetches what is new, where somebody follows, and tells them. Answers with the mark of the last.
+    async fn take_in(&self, mut mark: Option<Mark>, mut pointers: Vec<Pointer>) -> Result<Option<Mark>, Error> {
+        let Some(to) = pointers.last().map(|pointer| pointer.position) else { return Ok(mark) };
+        let store = self.store()?;
+        if self.shared.followers.load(Ordering::Acquire) == 0 {
+            self.shared.change_recent(|recent| recent.skip(to));
+            return store.mark_at(self.partition, Some(to.get())).await;
+        }
+        while !pointers.is_empty() {
+            let rest = pointers.split_off(store.piece(PAGE_BYTES, &[]).min(pointers.len()));
+            let piece = std::mem::replace(&mut pointers, rest);
+            let events = match &mark {
+                Some(mark) => store.resolve_behind(self.partition, mark, &piece).await?,
+                None => store.resolve(self.partition, &piece).await?,
+            };
+            let to = piece.last().map_or(to, |pointer| pointer.position);
+            let streams: Vec<StreamId> = piece.iter().map(|pointer| pointer.stream.clone()).collect();
+            mark = Mark::of(piece, &events);
+            self.shared.change_recent(|recent| recent.extend(events.into_iter().map(LiveEvent::new), to));
+            self.tell(&streams);
+        }
+        Ok(mark)
+    }
+
+    fn tell(&self, streams: &[StreamId]) {
+        self.shared.grown.send_replace(());
+        let bells = self.shared.bells();
+        if !bells.is_empty() {
+            for bell in streams.iter().filter_map(|stream| bells.get(stream)) {
+                bell.send_replace(());
+            }
+        }
+    }
+
+    fn tell_all(&self) {
+        self.shared.woken.send_modify(|count| *count += 1);
+        self.shared.grown.send_replace(());
+        for bell in self.shared.bells().values() {
+            bell.send_replace(());
+        }
+    }
 }
 
-/// Ids, and what does not matter here.
-type Entries = Vec<(String, Value)>;
-
-async fn last_id(connection: &mut redis::aio::MultiplexedConnection, key: &str) -> redis::RedisResult<String> {
+async fn last_id(connection: &mut MultiplexedConnection, key: &str) -> Result<String, Error> {
     let command = redis::cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
-    let entries: Entries = redis::from_redis_value(connection.req_packed_command(&command).await?)?;
+    let reply = connection.req_packed_command(&command).await;
+    let entries: Entries = decode(Some(reply.map_err(|error| Error::Unavailable(error.to_string()))?))?;
     Ok(entries.into_iter().next().map_or("0-0".to_owned(), |(id, _)| id))
 }

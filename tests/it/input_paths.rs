@@ -159,8 +159,11 @@ async fn query_keys_are_known_and_stand_once() {
         "from=1&from=1",
         "from=1&%66rom=2",
         "limit=1&limit=2",
-        "wait=1",
+        "wait=61",
+        "wait=-1",
+        "wait=0.5",
         "wait=1e9",
+        "follow=true",
         "From=1",
         "from[]=1",
         "version=1",
@@ -192,7 +195,6 @@ async fn unknown_addresses_and_wrong_methods_are_problems() {
     let mut input = Input::start().await;
     for path in [
         "/",
-        "/streams",
         "/streams/",
         "/streams/a/",
         "/streams/a/events",

@@ -12,10 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{random, settled::Floors, wait::Line};
 use crate::{
     model::{Error, GroupName, GroupSettings, Partition, Start},
-    store::{
-        Store,
-        read::{decode, entries},
-    },
+    store::{Store, read::decode},
 };
 
 /// A group, as the registry says.
@@ -244,46 +241,17 @@ impl Store {
 
     /// What a start means now, for each partition that a group reads.
     async fn places(&self, group: &Group, start: &Start) -> Result<Vec<u64>, Error> {
+        let source = group.settings.stream.as_ref();
         let mut places = Vec::new();
         for (index, partition) in self.partitions_of(group).into_iter().enumerate() {
             places.push(match start {
                 Start::Beginning => 0,
-                Start::End => self.source_head(group, partition).await?,
+                Start::End => self.source_head(partition, source).await?,
                 Start::After(places) => places.get(index).copied().unwrap_or(0),
-                Start::Time(time) => self.before_time(group, partition, *time).await?,
+                Start::Time(time) => self.before_time(partition, source, *time).await?,
             });
         }
         Ok(places)
-    }
-
-    /// The place before the first event stored at or after `time`, in the source of a group: times rise along it.
-    async fn before_time(&self, group: &Group, partition: Partition, time: u64) -> Result<u64, Error> {
-        let (mut low, mut high) = (0, self.source_head(group, partition).await?);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            match self.time_after(group, partition, middle).await? {
-                Some(at) if at < time => low = middle + 1,
-                _ => high = middle,
-            }
-        }
-        Ok(low)
-    }
-
-    /// When the first event behind this place that was not removed was stored, in ms since 1970.
-    pub(super) async fn time_after(
-        &self,
-        group: &Group,
-        partition: Partition,
-        place: u64,
-    ) -> Result<Option<u64>, Error> {
-        let Some(stream) = &group.settings.stream else {
-            return Ok(self.first_after(partition, place).await?.map(|event| event.timestamp_ms));
-        };
-        let mut commands = Pipeline::with_capacity(1);
-        let from = format!("0-{}", place + 1);
-        commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(from).arg("+").arg("COUNT").arg(1);
-        let found = entries(stream, self.0.connections.read(&commands).await?.pop())?;
-        Ok(found.first().map(|event| event.timestamp_ms))
     }
 }
 

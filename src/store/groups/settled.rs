@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::Group;
 use crate::{
-    model::{Cursor, Error, GroupName, Partition, Place, Position, StreamId, Version},
-    store::{LogFilter, Store, read::decode},
+    model::{Cursor, Error, GroupName, Partition, Position, StreamId, Version},
+    store::{Store, read::decode},
 };
 
 /// How long an answer of Redis does for all who wait for a group. An ack wakes nobody: the writes for that would cost
@@ -57,17 +57,6 @@ impl Store {
                 () = tokio::time::sleep_until(until.min(Instant::now() + FRESH).into()) => {}
                 () = stop.cancelled() => {}
             }
-        }
-    }
-
-    /// That the event which a cursor names is still at its place.
-    ///
-    /// # Errors
-    /// [`Error::HistoryDiverged`], or that Redis is not available.
-    pub async fn check_place(&self, partition: Partition, place: Place) -> Result<(), Error> {
-        match place {
-            Some(_) => self.read_log(partition, place, 1, &LogFilter::default()).await.map(drop),
-            None => Ok(()),
         }
     }
 

@@ -96,8 +96,9 @@ impl Store {
         status.parked += parked;
         status.asked_ms = status.asked_ms.max(asked);
         status.now_ms = now;
-        let behind = if lag > 0 { self.time_after(group, partition, cursor).await? } else { None };
-        let oldest = if oldest > 0 { self.time_after(group, partition, oldest - 1).await? } else { behind };
+        let source = group.settings.stream.as_ref();
+        let behind = if lag > 0 { self.time_after(partition, source, cursor).await? } else { None };
+        let oldest = if oldest > 0 { self.time_after(partition, source, oldest - 1).await? } else { behind };
         status.behind_since_ms = [status.behind_since_ms, behind].into_iter().flatten().min();
         status.oldest_ms = [status.oldest_ms, oldest].into_iter().flatten().min();
         self.add_consumers(group, partition, status).await
@@ -128,15 +129,5 @@ impl Store {
             }
         }
         Ok(())
-    }
-
-    /// The place of the last entry in the source of a group.
-    pub(super) async fn source_head(&self, group: &Group, partition: Partition) -> Result<u64, Error> {
-        let source = self.0.keys.group(partition, &group.name, group.settings.stream.as_ref()).swap_remove(0);
-        let mut commands = Pipeline::with_capacity(1);
-        commands.cmd("XREVRANGE").arg(source).arg("+").arg("-").arg("COUNT").arg(1);
-        let entries: Vec<(String, Value)> = decode(self.0.connections.read(&commands).await?.pop())?;
-        let number = |(id, _): (String, Value)| id.strip_prefix("0-").and_then(|number| number.parse().ok());
-        Ok(entries.into_iter().next().and_then(number).unwrap_or(0))
     }
 }

@@ -1,0 +1,354 @@
+//! Feeds: answers that go on. What is there first, then what comes, as server-sent events or as lines of JSON.
+
+use std::{
+    io, mem,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, header},
+    response::{IntoResponse as _, Response},
+};
+use futures::stream;
+use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
+
+use super::{
+    App,
+    accept::Form,
+    extract::Query,
+    problem::{Code, Problem},
+};
+use crate::{
+    model::{Cursor, Error, StreamCursor},
+    store::{Batch, LiveEvent, LogFollower, StreamFollower},
+};
+
+/// Most events of a piece of a feed.
+const PIECE: usize = 256;
+/// After so long without an event a feed says that it still lives; proxies and clients allow 15 s and more.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Pause before Redis, which is away, is asked again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// First of all a client hears how soon it may come back, in ms, and something that passes on the headers at once.
+const PREAMBLE: &[u8] = b"retry: 2000\n:\n\n";
+/// What a client that comes back has seen last; wins over the query.
+pub const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// nginx passes on what comes as it comes.
+const UNBUFFERED: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// What is followed.
+pub enum Follower {
+    /// The log.
+    Log(Box<LogFollower>),
+    /// One stream.
+    Stream(Box<StreamFollower>),
+}
+
+/// Where a follower is: what its tokens are made of.
+enum Place {
+    Log(Cursor),
+    Stream(Option<StreamCursor>),
+}
+
+impl Follower {
+    /// Gives what is there.
+    ///
+    /// # Errors
+    /// Those of the followers of the store.
+    pub async fn look(&mut self, most: usize) -> Result<Batch, Error> {
+        match self {
+            Self::Log(log) => log.look(most).await,
+            Self::Stream(stream) => stream.look(most).await,
+        }
+    }
+
+    /// Waits until there may be more.
+    pub async fn changed(&mut self) {
+        match self {
+            Self::Log(log) => log.changed().await,
+            Self::Stream(stream) => stream.changed().await,
+        }
+    }
+
+    /// As `look`, but waits for at least one event until `until`, or until the service drains.
+    ///
+    /// # Errors
+    /// Those of `look`.
+    pub async fn poll(&mut self, app: &App, most: usize, until: Instant) -> Result<Batch, Error> {
+        loop {
+            let batch = self.look(most).await?;
+            let over = Instant::now() >= until || app.closing.is_cancelled();
+            if !batch.events.is_empty() || over {
+                return Ok(batch);
+            }
+            if batch.caught_up {
+                tokio::select! {
+                    () = self.changed() => {}
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    () = app.closing.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::Log(log) => Place::Log(log.cursor().clone()),
+            Self::Stream(stream) => Place::Stream(stream.cursor()),
+        }
+    }
+}
+
+impl Place {
+    fn pass(&mut self, app: &App, live: &LiveEvent) {
+        match self {
+            Self::Log(cursor) => {
+                cursor.pass(app.store.partition(&live.event.stream), Some((live.event.position, live.fingerprint)));
+            }
+            Self::Stream(place) => {
+                *place = Some(StreamCursor { version: live.event.version, fingerprint: live.fingerprint });
+            }
+        }
+    }
+
+    /// `None` before the first event of a stream.
+    fn token(&self) -> Option<String> {
+        match self {
+            Self::Log(cursor) => Some(cursor.token()),
+            Self::Stream(place) => place.as_ref().map(StreamCursor::token),
+        }
+    }
+}
+
+/// How a feed goes.
+#[derive(Clone, Copy, Debug)]
+pub struct FeedOptions {
+    /// Server-sent events or lines.
+    pub form: Form,
+    /// Whether it stays open at the head.
+    pub follow: bool,
+    /// Ends it after so many events.
+    pub limit: Option<usize>,
+}
+
+struct Feed {
+    app: App,
+    follower: Follower,
+    options: FeedOptions,
+    /// Read before the answer began, so that what is wrong got a status; and where it began.
+    first: Option<(Batch, Place)>,
+    /// Whether it stands at the head: there is nothing more by now.
+    resting: bool,
+    /// Whether the client was told so.
+    told: bool,
+    ended: bool,
+    wrote: Instant,
+    chunk: Vec<u8>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// How a feed is to go, and that nothing is asked of it that only pages have.
+///
+/// # Errors
+/// `invalid-parameter`
+pub fn feed_options(app: &App, query: &Query, form: Form) -> Result<FeedOptions, Problem> {
+    if let Some(key) = ["wait", "direction", "to"].into_iter().find(|key| query.get(key).is_some()) {
+        let detail = format!("The parameter {key} is for pages; a feed goes forward as far as there are events.");
+        return Err(Problem::new(Code::InvalidParameter, detail));
+    }
+    let limit = query.get("limit").map(|_| query.limit(1, app.limits.page_events)).transpose()?;
+    Ok(FeedOptions { form, follow: query.flag("follow")? || form == Form::EventStream, limit })
+}
+
+/// That nothing is asked of a page that only feeds have.
+///
+/// # Errors
+/// `invalid-parameter`
+pub fn no_feed(query: &Query) -> Result<(), Problem> {
+    match query.get("follow") {
+        Some(_) => Err(Problem::new(Code::InvalidParameter, "The parameter follow goes with application/x-ndjson.")),
+        None => Ok(()),
+    }
+}
+
+/// Answers with a feed.
+///
+/// # Errors
+/// What the first look finds wrong; `overloaded` where too many follow or wait.
+pub async fn feed(app: &App, mut follower: Follower, options: FeedOptions) -> Result<Response, Problem> {
+    let permit = app.wait_permit()?;
+    let place = follower.place();
+    let first = follower.look(options.limit.map_or(PIECE, |limit| limit.min(PIECE))).await?;
+    let chunk = if options.form == Form::EventStream { PREAMBLE.to_vec() } else { Vec::new() };
+    let feed = Feed {
+        app: app.clone(),
+        follower,
+        options,
+        first: Some((first, place)),
+        resting: false,
+        told: false,
+        ended: false,
+        wrote: Instant::now(),
+        chunk,
+        _permit: permit,
+    };
+    let chunks = stream::unfold(Box::new(feed), |mut feed| async move {
+        let chunk = feed.next().await?;
+        Some((chunk, feed))
+    });
+    Ok((feed_headers(options.form), Body::from_stream(chunks)).into_response())
+}
+
+/// The headers of a feed.
+pub fn feed_headers(form: Form) -> [(HeaderName, HeaderValue); 3] {
+    [
+        (header::CONTENT_TYPE, HeaderValue::from_static(form.media_type())),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform")),
+        (UNBUFFERED, HeaderValue::from_static("no")),
+    ]
+}
+
+impl Feed {
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
+        while !self.ended {
+            if self.resting {
+                self.rest().await;
+            }
+            if self.chunk.is_empty() && !self.ended {
+                match self.look().await {
+                    Ok((batch, place)) => self.take(&batch, place),
+                    Err(error) if is_passing(&error) => self.pause().await,
+                    Err(error) => {
+                        self.ended = true;
+                        match self.options.form {
+                            Form::EventStream => self.write_problem(error),
+                            _ => return Some(Err(io::Error::other(error))),
+                        }
+                    }
+                }
+            }
+            if !self.chunk.is_empty() {
+                self.wrote = Instant::now();
+                return Some(Ok(mem::take(&mut self.chunk)));
+            }
+        }
+        None
+    }
+
+    async fn look(&mut self) -> Result<(Batch, Place), Error> {
+        if let Some(first) = self.first.take() {
+            return Ok(first);
+        }
+        let place = self.follower.place();
+        let most = self.options.limit.map_or(PIECE, |left| left.min(PIECE));
+        Ok((self.follower.look(most).await?, place))
+    }
+
+    /// At the head: until there may be more, or something is to be said.
+    async fn rest(&mut self) {
+        tokio::select! {
+            () = self.follower.changed() => self.resting = false,
+            () = tokio::time::sleep_until((self.wrote + HEARTBEAT).into()) => self.write_heartbeat(),
+            () = self.app.closing.cancelled() => self.ended = true,
+        }
+    }
+
+    /// Redis is away: the feed stays open, for its client could do nothing better.
+    async fn pause(&mut self) {
+        self.resting = false;
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = self.app.closing.cancelled() => self.ended = true,
+        }
+        if self.wrote.elapsed() > HEARTBEAT {
+            self.write_heartbeat();
+        }
+    }
+
+    /// Writes what came.
+    fn take(&mut self, batch: &Batch, mut place: Place) {
+        for live in &batch.events {
+            place.pass(&self.app, live);
+            self.write_event(live, &place);
+        }
+        if let Some(left) = &mut self.options.limit {
+            *left = left.saturating_sub(batch.events.len());
+            self.ended = *left == 0;
+        }
+        self.resting = batch.caught_up;
+        self.told &= !batch.behind;
+        if self.ended {
+            return;
+        }
+        if !batch.caught_up && batch.events.is_empty() {
+            // Under a filter there may be long stretches without an event: who comes back need not look again.
+            self.write_id();
+        }
+        if batch.caught_up && !self.told {
+            self.told = true;
+            self.write_caught_up();
+        }
+        self.ended = batch.caught_up && !self.options.follow;
+    }
+
+    fn write_event(&mut self, live: &LiveEvent, place: &Place) {
+        let token = place.token().unwrap_or_default();
+        let parts: [&[u8]; 5] = match self.options.form {
+            Form::EventStream => [b"id: ", token.as_bytes(), b"\ndata: ", &live.line, b"\n\n"],
+            // The event is an object, and not an empty one.
+            _ => [b"{\"cursor\":\"", token.as_bytes(), b"\",", live.line.get(1..).unwrap_or_default(), b"\n"],
+        };
+        for part in parts {
+            self.chunk.extend_from_slice(part);
+        }
+    }
+
+    /// A line that moves the place of whoever comes back, and is no event.
+    fn write_id(&mut self) {
+        if let (Form::EventStream, Some(token)) = (self.options.form, self.follower.place().token()) {
+            self.chunk.extend_from_slice(format!("id: {token}\n\n").as_bytes());
+        }
+    }
+
+    fn write_heartbeat(&mut self) {
+        self.chunk.extend_from_slice(if self.options.form == Form::EventStream { b":\n" } else { b"\n" });
+        self.write_id();
+        if self.options.form == Form::EventStream && self.chunk.ends_with(b":\n") {
+            self.chunk.push(b'\n');
+        }
+    }
+
+    fn write_caught_up(&mut self) {
+        if self.options.form != Form::EventStream {
+            return;
+        }
+        if let Some(token) = self.follower.place().token() {
+            self.chunk.extend_from_slice(format!("id: {token}\n").as_bytes());
+        }
+        self.chunk.extend_from_slice(b"event: caught-up\ndata: {}\n\n");
+    }
+
+    fn write_problem(&mut self, error: Error) {
+        let id = Uuid::now_v7();
+        let problem = Problem::from(error);
+        tracing::warn!(problem = %id, code = problem.code().facts().1, "a feed ended");
+        self.chunk.extend_from_slice(b"event: problem\ndata: ");
+        self.chunk.extend_from_slice(&problem.document(id));
+        self.chunk.extend_from_slice(b"\n\n");
+    }
+}
+
+/// Whether the same look may succeed a little later, without anybody doing anything.
+fn is_passing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Unavailable(_)
+            | Error::StorageUnavailable(_)
+            | Error::StorageBusy
+            | Error::Overloaded
+            | Error::FunctionMissing
+    )
+}

@@ -1,0 +1,112 @@
+//! The newest events of a partition, fetched once for all who follow it.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use crate::model::{Event, Fingerprint, Position, StreamId, Version};
+
+/// Most events that are kept.
+const EVENTS_MAX: usize = 4_096;
+
+/// An event on its way to those who follow.
+#[derive(Debug)]
+pub struct LiveEvent {
+    /// The event.
+    pub event: Event,
+    /// Its fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The event as one line of JSON, without a line break: those between its parts became spaces.
+    pub line: Vec<u8>,
+}
+
+impl LiveEvent {
+    pub(super) fn new(event: Event) -> Arc<Self> {
+        let mut line = Vec::with_capacity(event.data.len() + event.metadata.len() + 256);
+        event.write_json(&mut line);
+        // A string has no bare line break (RFC 8259 §7): what is found here is space between parts.
+        for byte in &mut line {
+            if matches!(byte, b'\n' | b'\r') {
+                *byte = b' ';
+            }
+        }
+        Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line })
+    }
+}
+
+/// The events of a partition with positions in `(from, to]`, as far as they were not removed.
+#[derive(Debug)]
+pub(super) struct Recent {
+    /// New with every connection of the reader: what lies between two sessions was seen by nobody, and may even be
+    /// another history.
+    session: u64,
+    from: Position,
+    to: Position,
+    events: VecDeque<Arc<LiveEvent>>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Recent {
+    /// Keeps events of at most so many bytes in all.
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let (from, to) = (Position::ZERO, Position::ZERO);
+        Self { session: 0, from, to, events: VecDeque::new(), bytes: 0, bytes_max }
+    }
+
+    pub(super) fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// The last position that was looked at.
+    pub(super) fn to(&self) -> Position {
+        self.to
+    }
+
+    /// Begins anew behind this position.
+    pub(super) fn begin_session(&mut self, at: Position) {
+        self.session += 1;
+        self.skip(at);
+    }
+
+    /// Forgets all up to this position: nobody follows.
+    pub(super) fn skip(&mut self, at: Position) {
+        (self.from, self.to, self.bytes) = (at, at, 0);
+        // Also gives the memory back.
+        self.events = VecDeque::new();
+    }
+
+    /// Takes in what comes next, up to this position.
+    pub(super) fn extend(&mut self, events: impl IntoIterator<Item = Arc<LiveEvent>>, to: Position) {
+        for event in events {
+            self.bytes += size_of(&event);
+            self.events.push_back(event);
+        }
+        while self.events.len() > EVENTS_MAX || (self.bytes > self.bytes_max && self.events.len() > 1) {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= size_of(&oldest);
+            self.from = oldest.event.position;
+        }
+        self.to = to;
+    }
+
+    /// Whether all that came after this position in this session is here.
+    pub(super) fn covers(&self, session: u64, position: Position) -> bool {
+        session == self.session && position >= self.from
+    }
+
+    /// The events behind a position.
+    pub(super) fn after(&self, position: Position) -> impl Iterator<Item = &Arc<LiveEvent>> {
+        let first = self.events.partition_point(|live| live.event.position <= position);
+        self.events.range(first..)
+    }
+
+    /// The events of a stream behind a version, of those behind a position.
+    pub(super) fn of_stream(&self, stream: &StreamId, version: Version, after: Position) -> Vec<Arc<LiveEvent>> {
+        let wanted = |live: &&Arc<LiveEvent>| live.event.stream == *stream && live.event.version > version;
+        self.after(after).filter(wanted).cloned().collect()
+    }
+}
+
+/// Roughly what an event takes in memory: its parts, and its line.
+fn size_of(live: &LiveEvent) -> usize {
+    2 * live.line.len() + 256
+}

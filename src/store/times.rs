@@ -1,0 +1,58 @@
+//! Finding places by time. A source is a partition's log, or one stream of it; times rise along both.
+
+use redis::{Pipeline, Value};
+
+use crate::{
+    model::{Error, Partition, StreamId},
+    store::{
+        Store,
+        read::{decode, entries},
+    },
+};
+
+impl Store {
+    /// The place before the first event stored at or after `time`, in ms since 1970.
+    pub(super) async fn before_time(
+        &self,
+        partition: Partition,
+        source: Option<&StreamId>,
+        time: u64,
+    ) -> Result<u64, Error> {
+        let (mut low, mut high) = (0, self.source_head(partition, source).await?);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            match self.time_after(partition, source, middle).await? {
+                Some(at) if at < time => low = middle + 1,
+                _ => high = middle,
+            }
+        }
+        Ok(low)
+    }
+
+    /// When the first event behind this place that was not removed was stored, in ms since 1970.
+    pub(super) async fn time_after(
+        &self,
+        partition: Partition,
+        source: Option<&StreamId>,
+        place: u64,
+    ) -> Result<Option<u64>, Error> {
+        let Some(stream) = source else {
+            return Ok(self.first_after(partition, place).await?.map(|event| event.timestamp_ms));
+        };
+        let mut commands = Pipeline::with_capacity(1);
+        let from = format!("0-{}", place + 1);
+        commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(from).arg("+").arg("COUNT").arg(1);
+        let found = entries(stream, self.0.connections.read(&commands).await?.pop())?;
+        Ok(found.first().map(|event| event.timestamp_ms))
+    }
+
+    /// The place of the last entry.
+    pub(super) async fn source_head(&self, partition: Partition, source: Option<&StreamId>) -> Result<u64, Error> {
+        let key = source.map_or_else(|| self.0.keys.log(partition), |stream| self.0.keys.events(partition, stream));
+        let mut commands = Pipeline::with_capacity(1);
+        commands.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1);
+        let entries: Vec<(String, Value)> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let number = |(id, _): (String, Value)| id.strip_prefix("0-").and_then(|number| number.parse().ok());
+        Ok(entries.into_iter().next().and_then(number).unwrap_or(0))
+    }
+}
