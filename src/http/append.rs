@@ -19,14 +19,14 @@ use super::{
     body::json_body,
     etag,
     extract::{Headers, Query, StreamPath, accepts_json, condition, idempotency_key},
-    json::{self, Object, present},
+    json::{self, Object},
     problem::{Code, Problem},
     streams::write_events,
 };
 use crate::{
     model::{
         Condition, Cursor, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
-        check_opaque_json, check_type,
+        check_opaque_json, check_type, present,
     },
     store::{Appended, Direction, PageRequest},
 };

@@ -16,12 +16,12 @@ use super::{
     body::json_body,
     extract::{GroupPath, Headers, Query, accepts_json},
     group_settings::refuse,
-    json::{self, present},
+    json,
     problem::{Code, Problem},
     streams::{EventDocument, json_response},
 };
 use crate::{
-    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, rfc3339},
+    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, present, rfc3339},
     store::{Parked, Which},
 };
 
