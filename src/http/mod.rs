@@ -8,6 +8,7 @@ mod deliveries;
 mod extract;
 mod group_settings;
 mod groups;
+mod head;
 mod json;
 mod log;
 mod openapi;
