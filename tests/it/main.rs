@@ -24,6 +24,8 @@ mod groups_real;
 mod groups_redis;
 mod groups_resource;
 mod groups_wait;
+#[cfg(target_os = "linux")]
+mod guard;
 mod history;
 mod import_export;
 mod input;
