@@ -2,8 +2,10 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use crate::model::present;
 
 /// An event as one line of JSON. Data and metadata are never parsed, so their bytes stay what they are.
 #[derive(Debug, Deserialize, Serialize)]
@@ -24,11 +26,6 @@ pub struct Line<'a> {
     /// Unique in the stream.
     #[serde(borrow, default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub id: Option<Cow<'a, str>>,
-}
-
-/// An optional member may be absent, but is not `null`: the same as over HTTP.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
 }
 
 impl<'a> Line<'a> {

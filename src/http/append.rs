@@ -22,13 +22,13 @@ use super::{
     etag,
     events::write_events,
     extract::{Headers, Query, StreamPath, idempotency_key},
-    json::{self, Object, present},
+    json::{self, Object},
     problem::{Code, Problem},
 };
 use crate::{
     model::{
         Condition, Cursor, Error, EventId, JsonFault, NewEvent, Partition, Position, Retry, StreamId, Version,
-        check_opaque_json, check_type,
+        check_opaque_json, check_type, present,
     },
     store::{Appended, Direction, PAGE_BYTES, PageRequest},
 };

@@ -77,10 +77,10 @@ pub async fn json_body(headers: &HeaderMap, body: Body, limits: &Limits, room: &
     let bytes = match read {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(max)),
-        Ok(Err(_)) => return Err(Problem::new(Code::InvalidJson, "The body broke off.")),
+        Ok(Err(_)) => return Err(Problem::new(Code::InvalidJson, "The body broke off.").closing()),
         Err(_) => {
             let detail = format!("A body arrives within {} seconds.", limits.body_timeout.as_secs());
-            return Err(closing(Problem::new(Code::RequestTimeout, detail)));
+            return Err(Problem::new(Code::RequestTimeout, detail).closing());
         }
     };
     let bytes = match coding {
@@ -115,12 +115,7 @@ async fn decompressed(zstd: bool, bytes: Bytes, max: usize) -> Result<Bytes, Pro
 }
 
 fn too_large(max: usize) -> Problem {
-    // What is left of the body is not read.
-    closing(Problem::new(Code::PayloadTooLarge, format!("A body has at most {max} bytes, after decompression.")))
-}
-
-fn closing(problem: Problem) -> Problem {
-    problem.header(header::CONNECTION, HeaderValue::from_static("close"))
+    Problem::new(Code::PayloadTooLarge, format!("A body has at most {max} bytes, after decompression.")).closing()
 }
 
 fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {

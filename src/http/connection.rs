@@ -1,5 +1,6 @@
-//! What hyper does not watch over on a connection: a client that is slow with the head of a request, one that takes no
-//! bytes of its answer, and one that is still sending when it has been refused.
+//! What hyper does not watch over on a connection: a client that is slow with the head of a request, or says in it twice
+//! how long the body is, one that takes no bytes of its answer, and one that is still sending when it has been refused.
+//! And what hyper itself refuses gets a whole answer here.
 
 use std::{
     io,
@@ -12,11 +13,15 @@ use std::{
     time::Duration,
 };
 
+use axum::http::StatusCode;
+use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
     time::{Instant, Sleep},
 };
+
+use super::{head::LengthFields, request};
 
 /// How long a connection is kept half open after a refusal in the middle of a body. Closing at once would make the
 /// kernel reset the connection, and the client would lose the answer that says what is wrong.
@@ -30,14 +35,17 @@ pub struct Phase(Arc<PhaseState>);
 struct PhaseState {
     turn: AtomicU8,
     unread: AtomicBool,
+    two_lengths: AtomicBool,
 }
 
 /// A head is on its way. A new connection begins here: whoever connects has a request.
 const HEAD: u8 = 0;
-/// A request is at work, until the last byte of its answer.
+/// A request is at work, until hyper has the last byte of its answer.
 const BUSY: u8 = 1;
+/// The answer is on its way to the client.
+const ANSWERED: u8 = 2;
 /// Kept open for further requests.
-const IDLE: u8 = 2;
+const IDLE: u8 = 3;
 
 impl Phase {
     /// A head has been parsed; the request is at work until the guard is dropped.
@@ -46,7 +54,24 @@ impl Phase {
         self.0.unread.store(false, Relaxed);
         Busy(self.clone())
     }
+
+    fn is(&self, turn: u8) -> bool {
+        self.0.turn.load(Relaxed) == turn
+    }
+
+    /// Whether it was `from`, which it no longer is.
+    fn moves(&self, from: u8, to: u8) -> bool {
+        let moves = self.is(from);
+        if moves {
+            self.0.turn.store(to, Relaxed);
+        }
+        moves
+    }
 }
+
+/// Marks a request whose head says more than once how long its body is.
+#[derive(Clone, Copy, Debug)]
+pub struct TwoLengths;
 
 /// A request at work.
 pub struct Busy(Phase);
@@ -56,11 +81,17 @@ impl Busy {
     pub fn leaves_body_unread(&self) {
         self.0.0.unread.store(true, Relaxed);
     }
+
+    /// Whether its head says more than once how long its body is. Not known of a head that came, or began to come,
+    /// together with the request before it.
+    pub fn has_two_lengths(&self) -> bool {
+        self.0.0.two_lengths.load(Relaxed)
+    }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.0.turn.store(IDLE, Relaxed);
+        self.0.0.turn.store(ANSWERED, Relaxed);
     }
 }
 
@@ -74,6 +105,10 @@ pub struct Watched {
     head_until: Option<Instant>,
     reading: Pin<Box<Sleep>>,
     writing: Option<Pin<Box<Sleep>>>,
+    /// Of the head that is on its way.
+    lengths: LengthFields,
+    /// What is left to send of the answer that takes the place of hyper's.
+    refusal: Option<Bytes>,
     lingering: bool,
 }
 
@@ -82,7 +117,61 @@ impl Watched {
     /// no byte of its answer `stall_timeout`.
     pub fn new(stream: TcpStream, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
         let reading = Box::pin(tokio::time::sleep(head_timeout));
-        Self { stream, phase, head_timeout, stall_timeout, head_until: None, reading, writing: None, lingering: false }
+        Self {
+            stream,
+            phase,
+            head_timeout,
+            stall_timeout,
+            head_until: None,
+            reading,
+            writing: None,
+            lengths: LengthFields::default(),
+            refusal: None,
+            lingering: false,
+        }
+    }
+
+    /// A part of a head may have come.
+    fn read(&mut self, bytes: &[u8]) {
+        if self.phase.moves(IDLE, HEAD) {
+            self.head_until = Some(Instant::now() + self.head_timeout);
+            self.lengths = LengthFields::default();
+        }
+        // Never unset: the request is refused, and its connection closed.
+        if self.phase.is(HEAD) && self.lengths.read(bytes) > 1 {
+            self.phase.0.two_lengths.store(true, Relaxed);
+        }
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.unless_stalled(written, context)
+    }
+
+    /// Whether what hyper writes now is its own: no answer is under way, so it refuses what it cannot read. (What it
+    /// refuses behind an answer that is stuck in its buffer stays bare.)
+    fn is_refusing(&self) -> bool {
+        self.phase.is(HEAD) || self.phase.is(IDLE)
+    }
+
+    /// Sends a whole answer in place of hyper's, which has no body.
+    fn poll_refuse(&mut self, context: &mut Context<'_>, bare: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(mut refusal) = self.refusal.take().or_else(|| in_full(bare)) else {
+            return self.poll_send(context, bare);
+        };
+        // The client may still be sending what has been refused.
+        self.phase.0.unread.store(true, Relaxed);
+        while refusal.has_remaining() {
+            match self.poll_send(context, &refusal) {
+                Poll::Ready(Ok(written)) => refusal.advance(written),
+                Poll::Pending => {
+                    self.refusal = Some(refusal);
+                    return Poll::Pending;
+                }
+                failed @ Poll::Ready(_) => return failed,
+            }
+        }
+        Poll::Ready(Ok(bare.len()))
     }
 
     /// Ends a write that no byte moves in for too long.
@@ -100,11 +189,11 @@ impl AsyncRead for Watched {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let had = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
-        if into.filled().len() > had && self.phase.0.turn.compare_exchange(IDLE, HEAD, Relaxed, Relaxed).is_ok() {
-            self.head_until = Some(Instant::now() + self.head_timeout);
+        if into.filled().len() > had {
+            self.read(&into.filled()[had..]);
         }
         // Most heads come in one piece, and never touch the timer. Drop by drop there is a wait after each drop.
-        if read.is_pending() && self.phase.0.turn.load(Relaxed) == HEAD {
+        if read.is_pending() && self.phase.is(HEAD) {
             if let Some(until) = self.head_until.take() {
                 self.reading.as_mut().reset(until);
             }
@@ -116,8 +205,7 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.unless_stalled(written, context)
+        if self.is_refusing() { self.poll_refuse(context, bytes) } else { self.poll_send(context, bytes) }
     }
 
     fn poll_write_vectored(
@@ -125,6 +213,9 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_refusing() {
+            return self.poll_refuse(context, parts.first().map_or(&[], |part| part));
+        }
         let written = Pin::new(&mut self.stream).poll_write_vectored(context, parts);
         self.unless_stalled(written, context)
     }
@@ -134,6 +225,8 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // hyper flushes when it has nothing left to write: an answer, if there is one, has gone.
+        self.phase.moves(ANSWERED, IDLE);
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
@@ -156,4 +249,22 @@ impl AsyncWrite for Watched {
         }
         Poll::Ready(Ok(()))
     }
+}
+
+/// hyper's refusal, which has no body, with the fields and the document that every failure has. `None` where it is none.
+fn in_full(bare: &[u8]) -> Option<Bytes> {
+    let (status_line, fields) = std::str::from_utf8(bare).ok()?.split_once("\r\n")?;
+    let status: StatusCode = status_line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let answer = request::unreadable(status)?;
+    let mut text = format!("{status_line}\r\n").into_bytes();
+    let date = fields.lines().find(|field| field.starts_with("date:")).map(str::as_bytes);
+    let ours =
+        answer.headers().iter().map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()].join(&b": "[..]));
+    for field in date.map(<[u8]>::to_vec).into_iter().chain(ours) {
+        text.extend_from_slice(&field);
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(answer.body());
+    Some(text.into())
 }

@@ -6,13 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{
-    json::present,
-    problem::{Code, Problem},
-};
+use super::problem::{Code, Problem};
 use crate::model::{
     Category, Cursor, Fingerprint, GroupSettings, OnExhausted, Ordering, Partitions, Position, Start, StreamId,
-    check_type, parse_rfc3339, rfc3339,
+    check_type, parse_rfc3339, present, rfc3339,
 };
 
 /// How a body looks.

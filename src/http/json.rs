@@ -32,14 +32,6 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
-/// An optional member may be absent, but is not `null`.
-///
-/// # Errors
-/// Those of `T`.
-pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
 /// Reads a body that is one object, without copying its opaque parts; `form` shows how it should look.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ mod extract;
 mod feeds;
 mod group_settings;
 mod groups;
+mod head;
 mod json;
 mod log;
 mod openapi;

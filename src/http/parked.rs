@@ -18,11 +18,11 @@ use super::{
     events::{EventDocument, json_response},
     extract::{GroupPath, Headers, Query},
     group_settings::refuse,
-    json::{self, present},
+    json,
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, rfc3339},
+    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, present, rfc3339},
     store::{Parked, Which},
 };
 

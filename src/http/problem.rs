@@ -172,6 +172,12 @@ impl Problem {
         self
     }
 
+    /// Closes the connection: what is left of the request is not read.
+    #[must_use]
+    pub fn closing(self) -> Self {
+        self.header(header::CONNECTION, HeaderValue::from_static("close"))
+    }
+
     /// Its kind.
     #[must_use]
     pub fn code(&self) -> Code {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     accept::weighted,
+    connection::TwoLengths,
     extract::{ACCEPT_POST, JSON},
     problem::{Code, Problem},
 };
@@ -45,18 +46,14 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match refusal(&request).or_else(|| content_coding(request.headers_mut()).err()) {
-        Some(problem) => {
-            let mut response = problem.into_response();
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            response
-        }
+        Some(problem) => problem.closing().into_response(),
         None => next(request).await,
     };
     allow_options(&method, &mut response);
     let mut response = with_document(response, uuid);
     without_wrong_length(&method, &mut response);
     vary(&method, response.headers_mut());
-    response.headers_mut().insert(REQUEST_ID, HeaderValue::from_str(&id).expect("its characters were checked"));
+    response.headers_mut().insert(REQUEST_ID, request_id(&id));
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status >= 500 {
@@ -67,6 +64,32 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     response
 }
 
+/// The answer to what hyper could not read as a request, and refused with this status.
+pub fn unreadable(status: StatusCode) -> Option<Response<Vec<u8>>> {
+    let problem = match status {
+        StatusCode::URI_TOO_LONG => uri_too_long(),
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => headers_too_large(),
+        StatusCode::BAD_REQUEST => {
+            Problem::new(Code::InvalidRequest, "What came cannot be read as a request (RFC 9112).")
+        }
+        _ => return None,
+    };
+    let id = Uuid::now_v7();
+    let mut response = with_document_of(&problem, problem.clone().closing().into_response(), id);
+    response.headers_mut().insert(REQUEST_ID, request_id(&id.to_string()));
+    tracing::debug!(request_id = %id, status = status.as_u16(), "no request");
+    Some(response)
+}
+
+fn uri_too_long() -> Problem {
+    Problem::new(Code::UriTooLong, format!("An address has at most {URI_MAX} bytes."))
+}
+
+fn headers_too_large() -> Problem {
+    let detail = format!("A request has at most {HEADERS_MAX} header fields, of {HEADER_BYTES_MAX} bytes in all.");
+    Problem::new(Code::HeadersTooLarge, detail)
+}
+
 /// What is wrong with a request on any route.
 fn refusal<B>(request: &Request<B>) -> Option<Problem> {
     let headers = request.headers();
@@ -74,11 +97,15 @@ fn refusal<B>(request: &Request<B>) -> Option<Problem> {
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
     };
     if request.uri().path_and_query().is_some_and(|target| target.as_str().len() > URI_MAX) {
-        return Some(Problem::new(Code::UriTooLong, format!("An address has at most {URI_MAX} bytes.")));
+        return Some(uri_too_long());
     }
     if headers.len() > HEADERS_MAX || header_bytes(headers) > HEADER_BYTES_MAX {
-        let detail = format!("A request has at most {HEADERS_MAX} header fields, of {HEADER_BYTES_MAX} bytes in all.");
-        return Some(Problem::new(Code::HeadersTooLarge, detail));
+        return Some(headers_too_large());
+    }
+    if request.extensions().get::<TwoLengths>().is_some() {
+        let detail =
+            "A request says once how long its body is: by Content-Length or by Transfer-Encoding (RFC 9112 §6).";
+        return Some(Problem::new(Code::InvalidRequest, detail));
     }
     let mut hosts = headers.get_all(header::HOST).iter();
     let good_host = match (hosts.next(), hosts.next()) {
@@ -169,6 +196,10 @@ fn with_document(mut response: Response, id: Uuid) -> Response {
             None => return response,
         },
     };
+    with_document_of(&problem, response, id).map(Body::from)
+}
+
+fn with_document_of(problem: &Problem, mut response: Response, id: Uuid) -> Response<Vec<u8>> {
     let document = problem.document(id);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, PROBLEM_JSON);
@@ -176,7 +207,7 @@ fn with_document(mut response: Response, id: Uuid) -> Response {
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     let (mut parts, _) = response.into_parts();
     parts.status = problem.code().facts().0;
-    Response::from_parts(parts, Body::from(document))
+    Response::from_parts(parts, document)
 }
 
 fn of_framework(status: StatusCode) -> Option<Problem> {
@@ -189,6 +220,10 @@ fn of_framework(status: StatusCode) -> Option<Problem> {
         _ => return None,
     };
     Some(Problem::new(code, detail))
+}
+
+fn request_id(id: &str) -> HeaderValue {
+    HeaderValue::from_str(id).expect("its characters were checked")
 }
 
 fn is_request_id(text: &str) -> bool {

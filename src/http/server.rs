@@ -26,7 +26,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     App,
-    connection::{Busy, Phase, Watched},
+    connection::{Busy, Phase, TwoLengths, Watched},
     service::{Answers, service},
 };
 
@@ -106,8 +106,11 @@ async fn connection(
 ) {
     let phase = Phase::default();
     let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout);
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (busy, service) = (phase.busy(), service.clone());
+        if busy.has_two_lengths() {
+            request.extensions_mut().insert(TwoLengths);
+        }
         let has_body = !request.body().is_end_stream();
         async move {
             let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
@@ -134,6 +137,7 @@ async fn connection(
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
+    let mut told = false;
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -142,7 +146,10 @@ async fn accept(listener: &TcpListener) -> TcpStream {
                 return stream;
             }
             Err(error) => {
-                warn!(%error, "cannot accept a connection");
+                // Once, not at every attempt: whoever is short of descriptors may be short of disk for logs next.
+                if !std::mem::replace(&mut told, true) {
+                    warn!(%error, "cannot accept connections");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }

@@ -20,11 +20,11 @@ use super::{
     body::json_body,
     extract::{GroupPath, Headers, Query},
     group_settings::{DELAY_MS, LEASE_MS, check_range, refuse},
-    json::{self, present},
+    json,
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partitions, Settled, rfc3339},
+    model::{LeaseToken, Partitions, Settled, present, rfc3339},
     store::Nack,
 };
 

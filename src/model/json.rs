@@ -1,4 +1,6 @@
-//! What `serde_json`'s `RawValue` leaves unchecked in opaque JSON.
+//! What serde's readers leave unchecked: opaque JSON, and members that are `null`.
+
+use serde::{Deserialize, Deserializer};
 
 /// What is wrong with a piece of opaque JSON that parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,6 +9,14 @@ pub enum JsonFault {
     TooDeep,
     /// A `\uD800`-like escape stands without its other half (RFC 8259 §8.2): strict readers refuse such text.
     LoneSurrogate,
+}
+
+/// For `deserialize_with`: an optional member may be absent, but is not `null`.
+///
+/// # Errors
+/// Those of `T`.
+pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 /// Checks JSON that is known to parse: `depth_max` levels of nesting, and no lone surrogates.

@@ -8,6 +8,7 @@ mod app;
 mod append;
 mod checker;
 mod checker_test;
+mod descriptors;
 mod end;
 mod faults;
 mod group_model;
@@ -23,6 +24,8 @@ mod groups_real;
 mod groups_redis;
 mod groups_resource;
 mod groups_wait;
+#[cfg(target_os = "linux")]
+mod guard;
 mod history;
 mod import_export;
 mod input;

@@ -1,6 +1,8 @@
 //! `RedisServer`: a `redis-server` or `valkey-server` of our own, supervised. The embedded default of the service, and
 //! the fixture of the tests.
 
+mod guard;
+
 use std::{
     ffi::OsString,
     fs::{self, File, TryLockError},
@@ -28,6 +30,8 @@ use rustix::{
 };
 use tempfile::TempDir;
 use tracing::{info, warn};
+
+use guard::Guard;
 
 /// The servers that are looked for on PATH, in this order.
 const BINARIES: [&str; 2] = ["valkey-server", "redis-server"];
@@ -63,6 +67,9 @@ pub struct RedisServerConfig {
     pub append_fsync: AppendFsync,
     /// Redis' `stream-node-max-bytes`: less memory for many short streams where it is small, for long ones where large.
     pub stream_node_max_bytes: u32,
+    /// Whether a process of its own ends the server when the service is killed, and not the kernel. Only Linux' kernel
+    /// does that.
+    pub guarded: bool,
     /// Further settings of Redis, name and value.
     pub settings: Vec<(String, String)>,
 }
@@ -72,7 +79,8 @@ impl RedisServerConfig {
     #[must_use]
     pub fn new(data: impl Into<PathBuf>) -> Self {
         let (data, append_fsync) = (data.into(), AppendFsync::default());
-        Self { binary: None, data, append_fsync, stream_node_max_bytes: 3072, settings: Vec::new() }
+        let guarded = !cfg!(target_os = "linux");
+        Self { binary: None, data, append_fsync, stream_node_max_bytes: 3072, guarded, settings: Vec::new() }
     }
 }
 
@@ -153,6 +161,7 @@ impl RedisServer {
             binary: binary.clone(),
             arguments: arguments(config, data, &socket),
             lock,
+            guarded: config.guarded,
             state: Arc::clone(&state),
             ended,
         };
@@ -237,6 +246,7 @@ struct Supervisor {
     arguments: Vec<OsString>,
     /// Also held by the child, so that the folder stays taken for as long as any of the two lives.
     lock: File,
+    guarded: bool,
     state: Arc<State>,
     ended: mpsc::Sender<io::Result<ExitStatus>>,
 }
@@ -258,21 +268,23 @@ impl Supervisor {
     }
 
     fn run_once(&self) -> io::Result<ExitStatus> {
+        let guard = self.guarded.then(Guard::start).transpose()?;
         let mut child = {
             let mut pid = self.state.pid.lock().expect("no holder panics");
             if self.state.stopping.load(Ordering::Acquire) {
                 return Ok(ExitStatus::default());
             }
-            let child = self.spawn()?;
+            let child = self.spawn(guard.as_ref())?;
             *pid = Pid::from_raw(child.id().cast_signed());
             child
         };
         let pid = Pid::from_raw(child.id().cast_signed()).expect("a child has an id");
-        // Waits without reaping: until the id is cleared it must not go to another process.
+        // Waits without reaping: until the id is cleared, and the guard has ended, it must not go to another process.
         while let Err(rustix::io::Errno::INTR) =
             rustix::process::waitid(WaitId::Pid(pid), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT)
         {}
         *self.state.pid.lock().expect("no holder panics") = None;
+        drop(guard);
         child.wait()
     }
 
@@ -280,18 +292,22 @@ impl Supervisor {
         unsafe_code,
         reason = "pre_exec is the only way to act between fork and exec; only system calls happen there"
     )]
-    fn spawn(&self) -> io::Result<std::process::Child> {
+    fn spawn(&self, guard: Option<&Guard>) -> io::Result<std::process::Child> {
         let mut command = Command::new(&self.binary);
         command.args(&self.arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // Ctrl-C in a terminal goes to the whole group: the service must end first, and then end Redis.
         command.process_group(0);
         let lock = self.lock.try_clone()?;
+        let pipe = guard.map(Guard::pipe).transpose()?;
         let parent = rustix::process::getpid();
         // SAFETY: between fork and exec only system calls are made, which are async-signal-safe.
         unsafe {
             command.pre_exec(move || {
                 rustix::io::fcntl_setfd(&lock, FdFlags::empty())?;
-                die_with(parent)
+                match &pipe {
+                    Some(pipe) => guard::watch(pipe, rustix::process::getpid()),
+                    None => die_with(parent),
+                }
             });
         }
         command.spawn()
