@@ -154,7 +154,7 @@ impl LogFollower {
         let request =
             LogRequest { limit: room.0, bytes: room.1, direction: Direction::Forward, filter: self.filter.clone() };
         let page = self.store.read_log(lane.partition, place, &request).await?;
-        lane.session = Some(session);
+        lane.session = page.caught_up.then_some(session);
         self.cursor.pass(lane.partition, page.place);
         self.cursor.turn = turn;
         batch.caught_up &= page.caught_up;
