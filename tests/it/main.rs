@@ -8,6 +8,7 @@ mod app;
 mod append;
 mod checker;
 mod checker_test;
+mod consumers;
 mod end;
 mod faults;
 mod group_model;
