@@ -24,6 +24,7 @@ mod groups_real;
 mod groups_redis;
 mod groups_resource;
 mod groups_wait;
+mod groups_wakeup;
 mod history;
 mod import_export;
 mod input;
