@@ -20,6 +20,7 @@ mod group_model_steps;
 mod groups;
 mod groups_deliver;
 mod groups_parked;
+mod groups_parked_size;
 mod groups_race;
 mod groups_race_judge;
 mod groups_real;
