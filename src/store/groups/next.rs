@@ -47,9 +47,10 @@ impl Store {
         for _ in 0..HEALS {
             let partitions = self.partitions_of(&self.cached_group(name).await?);
             let next = self.next_of(name, &partitions, consumer, limit, turn).await?;
-            // Made anew with another source, it has its events elsewhere.
-            if !next.deliveries.is_empty() || self.partitions_of(&self.cached_group(name).await?) == partitions {
-                return Ok(next);
+            // Made anew with another source, it has events elsewhere.
+            let moved = self.partitions_of(&self.cached_group(name).await?) != partitions;
+            if !moved || !next.deliveries.is_empty() {
+                return Ok(Next { more: next.more || moved, ..next });
             }
         }
         Err(moved())
