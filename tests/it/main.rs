@@ -18,6 +18,7 @@ mod group_model_size;
 mod group_model_state;
 mod group_model_steps;
 mod groups;
+mod groups_contract;
 mod groups_deliver;
 mod groups_parked;
 mod groups_parked_size;
