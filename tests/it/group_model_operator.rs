@@ -39,7 +39,7 @@ impl World {
             }
             Which::These(places) => places.iter().map(|(partition, at)| (partition.get(), at.get())).collect(),
         };
-        let done = self.store.replay(&self.name, which, drop).await.map_err(|error| format!("replay: {error}"))?;
+        let done = self.store().replay(&self.name, which, drop).await.map_err(|error| format!("replay: {error}"))?;
         self.note(format!("{} {which:?}: {done}", if drop { "drop" } else { "replay" }));
         ensure!(done == chosen.len(), "{done} of {chosen:?}");
         self.model.batch += 1;
@@ -50,14 +50,14 @@ impl World {
     }
 
     fn place(&self, (partition, position): Place) -> (Partition, Position) {
-        let partition = self.store.partitions().all().nth(usize::from(partition)).unwrap();
+        let partition = self.stores[0].partitions().all().nth(usize::from(partition)).unwrap();
         (partition, Position::new(position).unwrap())
     }
 
     pub async fn seek(&mut self) -> Result<(), String> {
         self.sync().await?;
         let (to, starts) = self.random_start();
-        let group = self.store.seek(&self.name, &to).await.map_err(|error| format!("seek: {error}"))?;
+        let group = self.store().seek(&self.name, &to).await.map_err(|error| format!("seek: {error}"))?;
         self.note(format!("seek {to:?}"));
         self.model.sought(&group.generation, &starts);
         self.old.append(&mut self.held);
@@ -86,9 +86,21 @@ impl World {
 
     pub async fn pause(&mut self) -> Result<(), String> {
         let paused = !self.model.paused && self.rng.bool();
-        self.store.pause(&self.name, paused).await.map_err(|error| format!("pause: {error}"))?;
+        self.store().pause(&self.name, paused).await.map_err(|error| format!("pause: {error}"))?;
         self.note(format!("paused: {paused}"));
         self.model.paused = paused;
+        Ok(())
+    }
+
+    /// Deletes the group, parked events and all, and makes it anew.
+    pub async fn remake(&mut self) -> Result<(), String> {
+        self.store().delete_group(&self.name).await.map_err(|error| format!("delete: {error}"))?;
+        let new = self.store().put_group(&self.name, &self.model.settings).await;
+        ensure!(new.map_err(|error| format!("make anew: {error}"))?, "it was still there");
+        let group = self.store().group(&self.name).await.map_err(|error| error.to_string())?;
+        self.note("deleted, and made anew".to_owned());
+        self.model.remade(&group.generation);
+        self.old.append(&mut self.held);
         Ok(())
     }
 
@@ -100,7 +112,7 @@ impl World {
         settings.max_in_flight = [1, 3, 10, 1000][self.rng.usize(..4)];
         let park_stream = self.model.ordered() && self.rng.bool();
         settings.on_exhausted = if park_stream { OnExhausted::ParkStream } else { OnExhausted::Park };
-        let new = self.store.put_group(&self.name, &settings).await.map_err(|error| format!("change: {error}"))?;
+        let new = self.store().put_group(&self.name, &settings).await.map_err(|error| format!("change: {error}"))?;
         ensure!(!new, "made anew");
         self.note(format!("settings {settings:?}"));
         self.model.settings = settings;

@@ -2,6 +2,7 @@
 //!
 //! `STREAMKEEP_MODEL_SIZE` sets the number of streams, or of events behind the one that stands; 100,000 in long runs.
 
+use redis::aio::MultiplexedConnection;
 use streamkeep::{
     model::{GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Partition, Start},
     store::{Keys, Library, Nack, Store, Which},
@@ -34,11 +35,21 @@ const WRITE_ONE: &str = "
 struct Sized {
     store: Store,
     name: GroupName,
-    redis: redis::aio::MultiplexedConnection,
+    redis: MultiplexedConnection,
     /// Held while the test runs.
     _server: std::sync::Arc<TestRedis>,
     written: u64,
     what: &'static str,
+}
+
+/// An event in each of many streams, behind a position of the log.
+pub async fn write(redis: &mut MultiplexedConnection, name: &str, streams: u64, version: u64, before: u64) {
+    for first in (1..=streams).step_by(1_000) {
+        let (last, before) = (streams.min(first + 999), before + first - 1);
+        let mut command = redis::cmd("EVAL");
+        command.arg(WRITE).arg(0).arg(name).arg(first).arg(last).arg(version).arg("placed").arg(before);
+        command.exec_async(redis).await.unwrap();
+    }
 }
 
 impl Sized {
@@ -65,15 +76,9 @@ impl Sized {
         assert!(self.store.put_group(&self.name, &settings).await.unwrap());
     }
 
-    /// An event in each of many streams.
     async fn write(&mut self, name: &str, streams: u64, version: u64) {
-        for first in (1..=streams).step_by(1_000) {
-            let last = streams.min(first + 999);
-            let mut command = redis::cmd("EVAL");
-            command.arg(WRITE).arg(0).arg(name).arg(first).arg(last).arg(version).arg("placed").arg(self.written);
-            command.exec_async(&mut self.redis).await.unwrap();
-            self.written += last - first + 1;
-        }
+        write(&mut self.redis, name, streams, version, self.written).await;
+        self.written += streams;
     }
 
     async fn write_one(&mut self, stream: &str, from: u64, to: u64, kind: &str) {

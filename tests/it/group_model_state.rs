@@ -268,6 +268,15 @@ impl Model {
         }
     }
 
+    /// The group was deleted, and made anew.
+    pub fn remade(&mut self, generation: &str) {
+        for event in self.events.values_mut() {
+            event.state = State::Settled;
+        }
+        self.paused = false;
+        self.sought(generation, &BTreeMap::new());
+    }
+
     /// A parked event was replayed or dropped.
     pub fn unpark(&mut self, place: Place, drop: bool) {
         let batch = self.batch;

@@ -40,7 +40,8 @@ impl World {
             955..963 => self.replay(true).await,
             963..971 => self.seek().await,
             971..981 => self.pause().await,
-            981..988 => self.change_settings().await,
+            981..987 => self.change_settings().await,
+            987..989 => self.remake().await,
             _ => self.check().await,
         }
     }
@@ -48,12 +49,12 @@ impl World {
     async fn append(&mut self) -> Result<(), String> {
         let stream = StreamId::parse(STREAMS[self.rng.usize(..STREAMS.len())]).unwrap();
         let kinds: Vec<&str> = (0..self.rng.usize(1..4)).map(|_| TYPES[self.rng.usize(..3)]).collect();
-        let partition = self.store.partition(&stream);
+        let partition = self.stores[0].partition(&stream);
         let data: &RawValue = serde_json::from_str("1").unwrap();
         let event =
             |kind: &&'static str| NewEvent { id: EventId::new_v7(), kind: (*kind).into(), data, metadata: None };
         let events: Vec<NewEvent<'_>> = kinds.iter().map(event).collect();
-        let appended = self.store.append(partition, &stream, &Condition::Any, &Retry::ByService, &events).await;
+        let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events).await;
         let appended = appended.map_err(|error| format!("append: {error}"))?;
         self.note(format!("append {stream} {kinds:?}: version {}", appended.version));
         let one = self.model.settings.stream.clone();
@@ -78,7 +79,7 @@ impl World {
     pub async fn next_up_to(&mut self, limit: usize) -> Result<(usize, bool), String> {
         let consumer = GroupName::parse(["c1", "c2", "c3"][self.rng.usize(..3)]).unwrap();
         let turn = self.rng.usize(..4);
-        let next = self.store.next(&self.name, &consumer, limit, turn).await;
+        let next = self.store().next(&self.name, &consumer, limit, turn).await;
         let next = next.map_err(|error| format!("next: {error}"))?;
         let shown = |delivery: &streamkeep::model::Delivery| {
             format!("{}@{} {}", delivery.lease.position, delivery.lease.partition.get(), delivery.lease.text)
@@ -189,14 +190,14 @@ impl World {
 
     async fn ack(&mut self) -> Result<(), String> {
         let leases = self.some_leases();
-        let answers = self.store.ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
+        let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
         self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
     }
 
     pub async fn ack_held(&mut self) -> Result<(), String> {
         let leases = std::mem::take(&mut self.held);
-        let answers = self.store.ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
+        let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
         self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
     }
@@ -209,7 +210,7 @@ impl World {
             6..9 => Nack::park("no use"),
             _ => Nack::skip(""),
         };
-        let answers = self.store.nack(&self.name, &nack, &leases).await.map_err(|error| format!("nack: {error}"))?;
+        let answers = self.store().nack(&self.name, &nack, &leases).await.map_err(|error| format!("nack: {error}"))?;
         self.note_settled(&format!("nack {nack:?}"), &leases, &answers);
         let backoff = self.model.settings.backoff_ms.clone();
         let most = self.model.settings.max_deliveries;
@@ -229,7 +230,8 @@ impl World {
 
     async fn extend(&mut self) -> Result<(), String> {
         let leases = self.some_leases();
-        let answers = self.store.extend(&self.name, None, &leases).await.map_err(|error| format!("extend: {error}"))?;
+        let answers =
+            self.store().extend(&self.name, None, &leases).await.map_err(|error| format!("extend: {error}"))?;
         let answers: Vec<Settled> = answers.into_iter().map(|(answer, _)| answer).collect();
         self.note_settled("extend", &leases, &answers);
         let mut extended = Vec::new();
@@ -276,7 +278,7 @@ impl World {
         }
         let mut pipe = redis::pipe();
         for (partition, position) in places {
-            let partition = self.store.partitions().all().nth(usize::from(*partition)).unwrap();
+            let partition = self.stores[0].partitions().all().nth(usize::from(*partition)).unwrap();
             let score = self.rng.u32(1..100);
             pipe.cmd("ZADD").arg(&self.group_keys(partition)[2]).arg("XX").arg(score).arg(position).ignore();
             match &mut self.model.events.get_mut(&(partition.get(), *position)).unwrap().state {
@@ -295,7 +297,7 @@ impl World {
             return Ok(());
         }
         let (stream, version) = found.swap_remove(self.rng.usize(..found.len()));
-        let partition = self.store.partition(&stream);
+        let partition = self.stores[0].partition(&stream);
         let key = self.keys.events(partition, &stream);
         let trim = self.rng.u32(..4) == 0;
         let mut command = redis::cmd(if trim { "XTRIM" } else { "XDEL" });

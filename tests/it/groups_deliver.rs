@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use streamkeep::model::StreamId;
 
 use crate::{
     app::{Answer, TestApp, eventually},
@@ -246,5 +247,29 @@ async fn two_instances_serve_one_group() {
         assert!(there.next("").await.is_empty(), "the new setting holds there at once");
         app.delete("/groups/g").await.expect(204);
         other.get("/groups/g/next").await.expect_problem(404, "group-not-found");
+    }
+}
+
+/// An instance that knew the group by this name which was deleted looks where the new one has its events.
+#[tokio::test]
+async fn a_group_made_anew_with_another_source_is_found_by_all() {
+    let app = TestApp::start(4).await;
+    let other = TestApp::start_on(app.redis.clone(), 4).await;
+    let there = TestGroup::at(&other, "g");
+    let partition = |stream: &str| app.store.partition(&StreamId::parse(stream).unwrap());
+    let elsewhere = (0..).map(|number| format!("pay-{number}"));
+    let elsewhere = elsewhere.into_iter().find(|stream| partition(stream) != partition("order-0")).unwrap();
+    append(&app, "order-0", "placed", 1).await;
+    append(&app, &elsewhere, "paid", 1).await;
+    let (one, two) = (json!({"stream": "order-0"}), json!({"categories": ["pay"]}));
+    for (source, wait) in [(&one, ""), (&two, ""), (&one, ""), (&two, "wait=5"), (&one, "wait=5"), (&two, "wait=5")] {
+        TestGroup::create(&app, "g", source.clone()).await;
+        let began = Instant::now();
+        assert_eq!(there.next(wait).await.len(), 1, "{source} {wait}");
+        assert!(began.elapsed() < Duration::from_secs(4), "nobody told that there was something: {source}");
+        let mut redis = app.redis.connection().await;
+        let keys: Vec<String> = redis::cmd("KEYS").arg("*group:g").query_async(&mut redis).await.unwrap();
+        assert_eq!(keys.len(), if source == &one { 1 } else { 4 }, "{source}: {keys:?}");
+        app.delete("/groups/g").await.expect(204);
     }
 }

@@ -74,6 +74,14 @@ async fn events_that_nobody_wants_leave_no_pending_entry() {
 /// Ids and fields.
 type Entries = Vec<(String, HashMap<String, String>)>;
 
+/// Reads two entries as a plain consumer of a plain group.
+async fn read_foreign(redis: &mut MultiplexedConnection) -> Entries {
+    let mut command = redis::cmd("XREADGROUP");
+    command.arg(&["GROUP", "foreign", "me", "COUNT", "2", "STREAMS", "events:a-1", ">"]);
+    let mut read: Vec<(String, Entries)> = command.query_async(redis).await.unwrap();
+    read.remove(0).1
+}
+
 #[tokio::test]
 async fn a_foreign_group_works_beside() {
     let app = TestApp::start(1).await;
@@ -88,20 +96,9 @@ async fn a_foreign_group_works_beside() {
         .query_async(&mut redis)
         .await
         .unwrap();
-    let read: Vec<(String, Entries)> = redis::cmd("XREADGROUP")
-        .arg("GROUP")
-        .arg("foreign")
-        .arg("me")
-        .arg("COUNT")
-        .arg(2)
-        .arg("STREAMS")
-        .arg("events:a-1")
-        .arg(">")
-        .query_async(&mut redis)
-        .await
-        .unwrap();
-    assert_eq!(read[0].1.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["0-1", "0-2"]);
-    assert_eq!(read[0].1[0].1["type"], "x");
+    let read = read_foreign(&mut redis).await;
+    assert_eq!(read.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["0-1", "0-2"]);
+    assert_eq!(read[0].1["type"], "x");
     group.ack(&group.next("limit=10").await).await.expect(200);
     group.post("seek", json!({"to": "beginning"})).await.expect(200);
     let acked: u64 =
@@ -111,4 +108,8 @@ async fn a_foreign_group_works_beside() {
     assert_eq!(seen(&mut redis, "events:a-1", "g").await, ("0-0".into(), 3, 0));
     append(&app, "a-1", "x", 1).await;
     assert_eq!(group.next("limit=10").await.len(), 4);
+    app.delete("/groups/g").await.expect(204);
+    assert_eq!(seen(&mut redis, "events:a-1", "foreign").await, ("0-2".into(), 2, 1), "it outlives ours");
+    let read = read_foreign(&mut redis).await;
+    assert_eq!(read.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["0-3", "0-4"]);
 }

@@ -39,12 +39,6 @@ fn taken(answer: Answer) -> Vec<Taken> {
     answer.expect(200).json()["deliveries"].as_array().unwrap().iter().map(Taken::of).collect()
 }
 
-async fn two(partitions: u16) -> (TestApp, TestApp) {
-    let app = TestApp::start(partitions).await;
-    let other = TestApp::start_on(app.redis.clone(), partitions).await;
-    (app, other)
-}
-
 test_app! {
     async fn a_wait_ends_empty(app) {
         TestGroup::create(&app, "g", json!({})).await;
@@ -143,7 +137,8 @@ test_app! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_hundred_who_wait_cost_two_calls_an_instance() {
     for partitions in [1, 4] {
-        let (app, other) = two(partitions).await;
+        let app = TestApp::start(partitions).await;
+        let other = TestApp::start_on(app.redis.clone(), partitions).await;
         TestGroup::create(&app, "g", json!({})).await;
         let connections = info(&app.redis, "clients", "connected_clients:").await;
         let mut waits = JoinSet::new();
@@ -169,104 +164,6 @@ async fn two_hundred_who_wait_cost_two_calls_an_instance() {
         assert_eq!(got, 1);
         assert!(cost <= 4, "{cost} calls");
     }
-}
-
-/// Repeats of each wake-up.
-const REPEATS: usize = 30;
-
-async fn measure(what: &str, app: &TestApp, waiter: &TestGroup<'_>, mut wake: impl AsyncFnMut(Option<Taken>)) {
-    measure_from(what, app, waiter, async || {}, &mut wake).await;
-}
-
-/// As `measure`; `before` each wait something is to be done.
-async fn measure_from(
-    what: &str,
-    app: &TestApp,
-    waiter: &TestGroup<'_>,
-    before: impl AsyncFn(),
-    wake: &mut impl AsyncFnMut(Option<Taken>),
-) {
-    let mut took = Vec::new();
-    let mut last = None;
-    for _ in 0..REPEATS {
-        before().await;
-        let wait = waiting(waiter.app, &format!("{}/next?wait=20", waiter.path)).await;
-        let began = Instant::now();
-        wake(last.take()).await;
-        let (at, answer) = wait.await.unwrap();
-        took.push(at - began);
-        let mut came = taken(answer);
-        assert_eq!(came.len(), 1, "{what}");
-        last = came.pop();
-    }
-    took.sort();
-    let (middle, p99) = (took[REPEATS / 2], took[REPEATS * 99 / 100]);
-    println!("{what}, {} partitions: median {middle:?}, p99 {p99:?}", app.store.partitions().count());
-    assert!(p99 < Duration::from_millis(250), "{what}: {p99:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn those_who_wait_at_the_other_instance_are_woken_at_once() {
-    for partitions in [1, 4] {
-        let (app, other) = two(partitions).await;
-        let here = TestGroup::create(&app, "plain", json!({"max_deliveries": 1_000})).await;
-        let there = TestGroup::at(&other, "plain");
-        measure("append", &app, &there, async |last| {
-            append(&app, "a-1", "x", 1).await;
-            if let Some(last) = last {
-                here.ack(&[last]).await.expect(200);
-            }
-        })
-        .await;
-        here.post("seek", json!({"to": "beginning"})).await.expect(200);
-        let mut held = Some(here.next("limit=1000").await.remove(0));
-        measure("nack", &app, &there, async |last| {
-            let given = last.or_else(|| held.take()).unwrap();
-            here.post("nack", json!({"leases": [given.lease], "action": "retry", "delay_ms": 0})).await.expect(200);
-        })
-        .await;
-        let mut held = Some(TestGroup::create(&app, "replay", json!({"stream": "a-1"})).await.next("").await.remove(0));
-        let (here, there) = (TestGroup::at(&app, "replay"), TestGroup::at(&other, "replay"));
-        here.next("limit=1000").await;
-        measure("replay", &app, &there, async |last| {
-            here.nack(&[last.or_else(|| held.take()).unwrap()], "park").await.expect(200);
-            here.post("parked/replay", json!({})).await.expect(200);
-        })
-        .await;
-        let here = TestGroup::create(&app, "ordered", json!({"ordering": "stream"})).await;
-        let there = TestGroup::at(&other, "ordered");
-        append(&app, "a-1", "x", REPEATS).await;
-        let mut held = Some(here.next("limit=1000").await.remove(0));
-        measure("ordered release", &app, &there, async |last| {
-            here.ack(&[last.or_else(|| held.take()).unwrap()]).await.expect(200);
-        })
-        .await;
-        let here = TestGroup::create(&app, "paused", json!({})).await;
-        let there = TestGroup::at(&other, "paused");
-        let pause = async || drop(here.post("pause", json!({})).await.expect(200));
-        let mut resume = async |_| drop(here.post("resume", json!({})).await.expect(200));
-        measure_from("resume", &app, &there, pause, &mut resume).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_delayed_retry_comes_when_it_is_due() {
-    let (app, other) = two(1).await;
-    let here = TestGroup::create(&app, "g", json!({"max_deliveries": 1_000})).await;
-    append(&app, "a-1", "x", 1).await;
-    let mut held = here.one().await;
-    let mut took = Vec::new();
-    for _ in 0..10 {
-        let wait = waiting(&other, "/groups/g/next?wait=20").await;
-        let began = Instant::now();
-        here.post("nack", json!({"leases": [held.lease], "action": "retry", "delay_ms": 200})).await.expect(200);
-        let (at, answer) = wait.await.unwrap();
-        took.push(at - began);
-        held = taken(answer).remove(0);
-    }
-    took.sort();
-    println!("a retry after 200 ms: {:?} to {:?}", took[0], took[9]);
-    assert!(took[0] >= Duration::from_millis(199) && took[9] < Duration::from_millis(450), "{took:?}");
 }
 
 test_app! {

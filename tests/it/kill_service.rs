@@ -10,10 +10,13 @@ use std::{
 
 use fastrand::Rng;
 use redis::{InfoDict, aio::MultiplexedConnection};
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    app::eventually,
+    app::{TestRedis, eventually},
+    consumers::{Consumers, names_of, real_log},
+    import_export::import,
     kill::{conclude, work},
     load::Load,
 };
@@ -29,10 +32,14 @@ struct Service {
 
 impl Service {
     fn spawn(data: &TempDir, address: &str) -> Self {
+        Self::spawn_with(data, address, &["--data", data.path().join("data").to_str().unwrap()])
+    }
+
+    fn spawn_with(data: &TempDir, address: &str, arguments: &[&str]) -> Self {
         let log = data.path().join(format!("{address}.log"));
         let child = Command::new(env!("CARGO_BIN_EXE_streamkeep"))
-            .args(["serve", "--log", "warn", "--listen", address, "--data"])
-            .arg(data.path().join("data"))
+            .args(["serve", "--log", "warn", "--listen", address])
+            .args(arguments)
             // Sockets of killed services stay in here.
             .env("TMPDIR", data.path())
             .stderr(File::create(&log).unwrap())
@@ -42,14 +49,17 @@ impl Service {
     }
 
     async fn start(data: &TempDir, address: &str) -> Self {
-        let mut service = Self::spawn(data, address);
-        let ready = format!("{}/readyz", service.url);
+        Self::spawn(data, address).ready().await
+    }
+
+    async fn ready(mut self) -> Self {
+        let ready = format!("{}/readyz", self.url);
         eventually("the service is ready", async || {
-            assert!(service.child.try_wait().unwrap().is_none(), "{}", service.stderr());
+            assert!(self.child.try_wait().unwrap().is_none(), "{}", self.stderr());
             reqwest::get(&ready).await.is_ok_and(|answer| answer.status() == 200)
         })
         .await;
-        service
+        self
     }
 
     fn signal(&self, name: &str) {
@@ -125,6 +135,67 @@ async fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
     conclude(&load, writers, &mut redis(&data).await).await;
     let names = fs::read_dir(data.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert_eq!(names.filter(|name| name.starts_with("streamkeep-")).count(), 1, "folders of killed services are gone");
+}
+
+/// Makes the group that consumers drain.
+async fn create_group(url: &str) {
+    let body = json!({"ordering": "stream", "lease_ms": 1000, "max_deliveries": 1_000});
+    let answer = reqwest::Client::new().put(format!("{url}/groups/g")).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 201);
+}
+
+/// That nothing is left to do.
+async fn expect_drained(url: &str) {
+    let status: Value = reqwest::get(format!("{url}/groups/g")).await.unwrap().json().await.unwrap();
+    for member in ["lag", "in_flight", "waiting", "held", "stopped_streams", "parked"] {
+        assert_eq!(status[member], 0, "{member}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_is_handed_everything_and_nothing_acked_again_when_the_service_is_killed() {
+    let (data, address, log) = (TempDir::new().unwrap(), free_address(), real_log());
+    let mut service = Service::start(&data, &address).await;
+    create_group(&service.url).await;
+    let (url, names) = (service.url.clone(), names_of(&log));
+    let consumers = Consumers::start(&[&url], true);
+    let mut kill = async || {
+        for _ in 0..8 {
+            consumers.settle_more(500).await;
+            service.child.kill().unwrap();
+            service.ended().await;
+            service = Service::start(&data, &address).await;
+        }
+    };
+    tokio::join!(import(&url, &log), kill());
+    consumers.finish(&names).await;
+    expect_drained(&url).await;
+}
+
+/// Redis lives on with all that it holds, and so does the other service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_is_handed_everything_when_one_of_two_services_is_killed() {
+    let (data, log, redis) = (TempDir::new().unwrap(), real_log(), TestRedis::start().await);
+    let addresses = [free_address(), free_address()];
+    let redis_url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
+    let start = async |index: usize| {
+        Service::spawn_with(&data, &addresses[index], &["--partitions", "4", "--redis-url", &redis_url]).ready().await
+    };
+    let mut services = [start(0).await, start(1).await];
+    create_group(&services[0].url).await;
+    let (urls, names) = (services.each_ref().map(|service| service.url.clone()), names_of(&log));
+    let consumers = Consumers::start(&[&urls[0], &urls[1]], true);
+    let mut kill = async || {
+        for round in 0..8 {
+            consumers.settle_more(500).await;
+            services[round % 2].child.kill().unwrap();
+            services[round % 2].ended().await;
+            services[round % 2] = start(round % 2).await;
+        }
+    };
+    tokio::join!(import(&urls[0], &log), kill());
+    consumers.finish(&names).await;
+    expect_drained(&urls[1]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,17 +2,33 @@
 
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::{
     app::{TestApp, eventually},
     groups::{TestGroup, append},
 };
 
+/// The commands of a section.
+fn commands(section: &str) -> Vec<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let text = readme.split(&format!("## {section}\n")).nth(1).unwrap().split("\n## ").next().unwrap();
+    text.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap().to_owned()).collect()
+}
+
+/// Not every machine has every program: what needs it is left out then, and says so.
+fn is_there(program: &str) -> bool {
+    let there = Command::new(program).arg("--version").output().is_ok();
+    if !there {
+        eprintln!("skipped what needs {program}: it is not there");
+    }
+    there
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_tour_works_as_it_stands() {
     let app = TestApp::start(1).await;
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let tour = readme.split("## Five-minute tour").nth(1).unwrap().split("\n## ").next().unwrap();
-    let commands: Vec<&str> = tour.split("```sh\n").skip(1).map(|block| block.split("```").next().unwrap()).collect();
+    let commands = commands("Five-minute tour");
     let (last, curl) = commands.split_last().unwrap();
     let run = |script: &str| {
         let script = script.replace("http://127.0.0.1:7070", &app.url);
@@ -28,7 +44,7 @@ async fn the_tour_works_as_it_stands() {
     assert!(answers.contains(r#""current_version":3,"events":[{"stream":"order-12345","version":3"#), "{answers}");
     assert!(last.starts_with("redis-cli "), "{last}");
     // Where Redis came as a wheel, there is no redis-cli; the test of the layout needs none.
-    if Command::new("redis-cli").arg("--version").output().is_ok() {
+    if is_there("redis-cli") {
         assert!(run(last).contains("order-placed"));
     }
 }
@@ -36,14 +52,11 @@ async fn the_tour_works_as_it_stands() {
 /// The worker handles what comes; what fails at first it handles later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_worker_works_as_it_stands() {
-    // Not every machine has jq.
-    if Command::new("jq").arg("--version").output().is_err() {
+    if !is_there("jq") {
         return;
     }
     let app = TestApp::start(1).await;
-    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    let script =
-        readme.split("## Workers").nth(1).unwrap().split("```sh\n").nth(1).unwrap().split("```").next().unwrap();
+    let script = commands("Workers").remove(0);
     let folder = tempfile::TempDir::new().unwrap();
     let handle = "#!/bin/sh\ncat >> handled\n[ -e failed ] || { touch failed; exit 1; }\n";
     std::fs::write(folder.path().join("handle"), handle).unwrap();
@@ -59,9 +72,36 @@ async fn the_worker_works_as_it_stands() {
     worker.kill().unwrap();
     worker.wait().unwrap();
     let handled = std::fs::read_to_string(folder.path().join("handled")).unwrap();
-    let versions: Vec<_> = handled
-        .lines()
-        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["version"].as_u64().unwrap())
-        .collect();
+    let versions: Vec<_> =
+        handled.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["version"].as_u64().unwrap()).collect();
     assert_eq!(versions, [1, 1, 2], "the first failed once");
+}
+
+/// The excerpt is imported, exported, and drained by a group.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_real_data_are_drained_as_it_stands() {
+    let (app, folder) = (TestApp::start(1).await, tempfile::TempDir::new().unwrap());
+    let run = |script: &str| {
+        let script = script.replace("http://127.0.0.1:7070", &app.url);
+        let script = script.replace("./target/release/streamkeep", env!("CARGO_BIN_EXE_streamkeep"));
+        let script = script.replace("examples/", concat!(env!("CARGO_MANIFEST_DIR"), "/examples/"));
+        let mut command = Command::new("sh");
+        command.args(["-ec", &script]).current_dir(folder.path()).env("STREAMKEEP_URL", &app.url).env("NO_PROXY", "*");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let commands = commands("Real data");
+    let [import, drain] = &commands[..] else { panic!("{commands:?}") };
+    run(import);
+    assert_eq!(std::fs::read_to_string(folder.path().join("out.ndjson")).unwrap().lines().count(), 150);
+    if !is_there("jq") {
+        return;
+    }
+    let answers = run(drain);
+    let answers: Vec<Value> =
+        serde_json::Deserializer::from_str(&answers).into_iter().collect::<Result<_, _>>().unwrap();
+    let acked: u64 = answers.iter().filter_map(|answer| answer["acked"].as_u64()).sum();
+    let status = answers.last().unwrap();
+    assert_eq!((acked, &status["lag"], &status["in_flight"]), (150, &Value::from(0), &Value::from(0)));
 }

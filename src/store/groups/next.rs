@@ -44,8 +44,26 @@ impl Store {
     /// [`Error::GroupNotFound`], or that Redis is not available. What was handed out all the same comes again when its
     /// lease has run out.
     pub async fn next(&self, name: &GroupName, consumer: &GroupName, limit: usize, turn: usize) -> Result<Next, Error> {
-        let group = self.cached_group(name).await?;
-        let partitions = self.partitions_of(&group);
+        for _ in 0..HEALS {
+            let partitions = self.partitions_of(&self.cached_group(name).await?);
+            let next = self.next_of(name, &partitions, consumer, limit, turn).await?;
+            // Made anew with another source, it has events elsewhere.
+            let moved = self.partitions_of(&self.cached_group(name).await?) != partitions;
+            if !moved || !next.deliveries.is_empty() {
+                return Ok(Next { more: next.more || moved, ..next });
+            }
+        }
+        Err(moved())
+    }
+
+    async fn next_of(
+        &self,
+        name: &GroupName,
+        partitions: &[Partition],
+        consumer: &GroupName,
+        limit: usize,
+        turn: usize,
+    ) -> Result<Next, Error> {
         let mut next = Next::default();
         for step in 0..partitions.len() {
             let partition = partitions[(turn + step) % partitions.len()];
@@ -73,13 +91,15 @@ impl Store {
     ) -> Result<Next, Error> {
         let mut next = Next { more: true, ..Next::default() };
         let mut round = 0;
-        if !self.partitions_of(&self.cached_group(name).await?).contains(&partition) {
-            // Deleted, and made anew with another source, while somebody waits for the old one.
-            return Ok(Next::default());
-        }
         while next.more && next.deliveries.len() < limit && round < ROUNDS {
             let room = limit - next.deliveries.len();
-            let ask = |group| async move { self.next_once(&group, partition, consumer, room).await };
+            let ask = |group| async move {
+                // Deleted, and made anew with another source, it may not read this partition any more.
+                if !self.partitions_of(&group).contains(&partition) {
+                    return Ok(Next::default());
+                }
+                self.next_once(&group, partition, consumer, room).await
+            };
             let found = self.with_copy(name, partition, ask).await?;
             let cut_short = found.deliveries.len() == LOOK;
             next.more = found.more;
@@ -107,12 +127,14 @@ impl Store {
                 Err(Error::GroupNotFound) => {
                     self.forget_group(name);
                     let group = self.cached_group(name).await?;
-                    self.spread_to(&group, partition).await?;
+                    if self.partitions_of(&group).contains(&partition) {
+                        self.spread_to(&group, partition).await?;
+                    }
                 }
                 answered => return answered,
             }
         }
-        Err(Error::Unavailable("the group is being moved again and again".to_owned()))
+        Err(moved())
     }
 
     async fn next_once(
@@ -209,4 +231,8 @@ impl Store {
         }
         Ok(())
     }
+}
+
+fn moved() -> Error {
+    Error::Unavailable("the group is being moved again and again".to_owned())
 }

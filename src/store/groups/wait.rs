@@ -60,6 +60,21 @@ impl Store {
         if Instant::now() >= until {
             return self.look(name, asked).await;
         }
+        loop {
+            if let Some(found) = self.wait_for(name, asked, until, stop).await? {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Waits for what the group as it is now may hand out; `None` where it was made anew meanwhile, with another source.
+    async fn wait_for(
+        &self,
+        name: &GroupName,
+        asked: &Asked,
+        until: Instant,
+        stop: &CancellationToken,
+    ) -> Result<Option<Vec<Delivery>>, Error> {
         let group = self.cached_group(name).await?;
         let mut partitions = self.partitions_of(&group);
         let turn = asked.turn % partitions.len();
@@ -73,15 +88,15 @@ impl Store {
         }
         let found = self.look(name, asked).await?;
         if !found.is_empty() {
-            return Ok(found);
+            return Ok(Some(found));
         }
         let first = tokio::select! {
             first = timeout_at(until.into(), line.lock()) => first,
-            () = stop.cancelled() => return Ok(Vec::new()),
+            () = stop.cancelled() => return Ok(Some(found)),
         };
         match first {
             Ok(mut known) => self.wait_first(name, asked, &mut known, waiters, until, stop).await,
-            Err(_) => Ok(Vec::new()),
+            Err(_) => Ok(Some(found)),
         }
     }
 
@@ -98,20 +113,24 @@ impl Store {
         mut waiters: Waiters,
         until: Instant,
         stop: &CancellationToken,
-    ) -> Result<Vec<Delivery>, Error> {
+    ) -> Result<Option<Vec<Delivery>>, Error> {
         loop {
             let found = self.look_where_needed(name, asked, known, &waiters).await?;
             if !found.is_empty() {
-                return Ok(found);
+                return Ok(Some(found));
+            }
+            let reads = self.partitions_of(&self.cached_group(name).await?);
+            if reads.len() != waiters.len() || waiters.iter().any(|(partition, _)| !reads.contains(partition)) {
+                return Ok(None);
             }
             let again = known.0.values().filter_map(|looked| looked.again).fold(until, Instant::min);
             tokio::select! {
                 () = woken(&mut waiters) => {}
                 () = tokio::time::sleep_until(again.into()) => {}
-                () = stop.cancelled() => return Ok(found),
+                () = stop.cancelled() => return Ok(Some(found)),
             }
             if Instant::now() >= until {
-                return Ok(found);
+                return Ok(Some(found));
             }
         }
     }
