@@ -8,6 +8,7 @@ mod app;
 mod append;
 mod checker;
 mod checker_test;
+mod container;
 mod descriptors;
 mod end;
 mod faults;
