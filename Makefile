@@ -37,8 +37,10 @@ openapi: ## Write openapi.yaml anew from the code
 lint-openapi: openapi ## Lint openapi.yaml (needs Node.js)
 	npx --yes @redocly/cli lint openapi.yaml
 
-image: ## Build the container image
-	docker build -t streamkeep .
+# Docker if its daemon answers, else Podman, whose own format of images has no health check.
+image: ## Build the container image, by Docker or Podman; ARGS goes to the build
+	@builder=$$(docker info >/dev/null 2>&1 && echo docker || echo podman) && \
+	BUILDAH_FORMAT=docker $$builder build --tag streamkeep $(ARGS) .
 
 clean: ## Remove what was built
 	$(CARGO) clean

@@ -9,6 +9,7 @@ mod append;
 mod checker;
 mod checker_test;
 mod consumers;
+mod container;
 mod descriptors;
 mod end;
 mod faults;
