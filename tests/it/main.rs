@@ -15,6 +15,7 @@ mod end;
 mod faults;
 mod feed;
 mod feeds;
+mod feeds_resume;
 mod group_model;
 mod group_model_check;
 mod group_model_operator;
