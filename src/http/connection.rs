@@ -181,7 +181,9 @@ impl Watched {
             return written;
         }
         let timer = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_timeout)));
-        timer.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+        ready!(timer.as_mut().poll(context));
+        tracing::info!(client = ?self.stream.peer_addr().ok(), "closed: the client takes nothing of its answer");
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 

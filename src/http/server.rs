@@ -33,6 +33,9 @@ use super::{
 /// Pause after accepting failed for want of descriptors: connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
+/// Most bytes of a connection that wait to be written, or of a head that wait to be read.
+const BUFFER_MAX: usize = 64 * 1024;
+
 /// How connections are treated.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -123,6 +126,8 @@ async fn connection(
     let mut builder = http1::Builder::new();
     // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
     builder.timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
+    // What a feed may have on its way to a client that reads slowly.
+    builder.max_buf_size(BUFFER_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,

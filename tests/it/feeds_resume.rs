@@ -242,7 +242,7 @@ async fn two_hundred_followers_cost_redis_what_one_does() {
     };
     for followers in [2, 200] {
         while feeds.len() < followers {
-            let path = if feeds.len() % 2 == 0 { "/events?after=end" } else { "/streams/s-1?from=100000" };
+            let path = if feeds.len().is_multiple_of(2) { "/events?after=end" } else { "/streams/s-1?from=100000" };
             let mut feed = Feed::open(&app, path, None).await;
             feed.until_caught_up().await;
             feeds.push(feed);

@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     app::{TestApp, eventually},
     consumers::real_log,
+    feed::Feed,
 };
 
 /// A line, of the source or of an export, with the bytes of what it carries.
@@ -203,6 +204,31 @@ test_app! {
         let source = lines(&text);
         assert!(source.len() > 8_500, "{} events", source.len());
         expect_round_trip(&app, Path::new(&file(&folder, "receipt.ndjson.gz", gzip(&text))), &source).await;
+    }
+}
+
+// Whoever follows while the real log is imported counts what the file has.
+test_app! {
+    async fn a_projection_of_a_real_log_that_is_coming_in(app) {
+        let (text, folder) = (real_log(), TempDir::new().unwrap());
+        let mut wanted = BTreeMap::<String, usize>::new();
+        for line in lines(&text) {
+            *wanted.entry(line.r#type).or_default() += 1;
+        }
+        let path = file(&folder, "receipt.ndjson", &text);
+        let mut feed = Feed::open(&app, "/events?category=receipt", None).await;
+        feed.until_caught_up().await;
+        let project = async {
+            let mut counts = BTreeMap::<String, usize>::new();
+            for event in feed.events(wanted.values().sum()).await {
+                *counts.entry(event["type"].as_str().unwrap().to_owned()).or_default() += 1;
+            }
+            counts
+        };
+        let arguments = ["import", &path];
+        let (counts, run) = tokio::join!(project, streamkeep(&app, &arguments));
+        run.expect_success();
+        assert_eq!(counts, wanted);
     }
 }
 

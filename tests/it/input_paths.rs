@@ -177,7 +177,7 @@ async fn query_keys_are_known_and_stand_once() {
         let answer = input.refused_get(&format!("/streams/witness-1?{query}"), 400, "invalid-parameter").await;
         assert!(!answer.text.contains(secret), "echoes: {answer:?}");
     }
-    for query in ["after=a&after=b", "from=1", "direction=backward", "wait=5", "cursor=x"] {
+    for query in ["after=a&after=b", "from=1", "direction=up", "wait=5&wait=5", "cursor=x", "stream=a&stream=a"] {
         input.refused_get(&format!("/events?{query}"), 400, "invalid-parameter").await;
     }
     for query in ["x=1", "from=1", "limit=1"] {
