@@ -287,3 +287,20 @@ async fn too_many_who_wait_are_refused_and_others_are_not() {
     feeds.pop();
     eventually("there is room again", async || !refused().await).await;
 }
+
+/// Gateways have to notice first; then what follows and waits is ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_tells_gateways_before_it_ends_feeds() {
+    let delay = Duration::from_secs(2);
+    let app = TestApp::start_with(TestRedis::start().await, 1, |config| config.server.drain_delay = delay).await;
+    let mut feed = Feed::open(&app, "/events", None).await;
+    feed.until_caught_up().await;
+    let began = Instant::now();
+    app.shutdown.cancel();
+    app.get("/readyz").await.expect_problem(503, "not-ready");
+    append(&app, "order-1", "x", 1).await;
+    assert_eq!(name(&feed.event().await), "order-1@1");
+    Feed::open(&app, "/events", None).await.events(1).await;
+    assert_eq!(feed.block().await, None);
+    assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+}

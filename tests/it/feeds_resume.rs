@@ -287,3 +287,31 @@ async fn a_follower_that_reads_nothing_is_closed() {
     .await;
     drop(idle);
 }
+
+/// Whoever falls out of what is kept of the newest events reads pages again, misses nothing, and is told when it is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_follower_falls_behind_and_catches_up() {
+    const BATCHES: usize = 40;
+    let app = TestApp::start(1).await;
+    let mut feeds = [Feed::open(&app, "/events", None).await, Feed::open(&app, "/streams/s-1", None).await];
+    for feed in &mut feeds {
+        assert_eq!(feed.until_caught_up().await.len(), 0);
+    }
+    let events: Vec<_> = (0..250).map(|_| json!({"type": "t", "data": "x".repeat(6_000)})).collect();
+    let body = json!({"events": events}).to_string();
+    for _ in 0..BATCHES {
+        app.append("s-1", &body).await.expect(201);
+    }
+    for feed in &mut feeds {
+        let mut versions = Vec::new();
+        // It may fall behind more than once; the last time that it has caught up it has all.
+        while versions.len() < 250 * BATCHES {
+            versions.extend(feed.until_caught_up().await.iter().map(|event| event["version"].as_u64().unwrap()));
+        }
+        assert!(versions.iter().copied().eq(1..=250 * BATCHES as u64), "every version once, in order");
+    }
+    append(&app, "s-1", "x", 1).await;
+    for feed in &mut feeds {
+        assert_eq!(feed.event().await["version"], 250 * BATCHES + 1);
+    }
+}
