@@ -69,10 +69,6 @@ impl Phase {
     }
 }
 
-/// Marks a request whose head says more than once how long its body is.
-#[derive(Clone, Copy, Debug)]
-pub struct TwoLengths;
-
 /// A request at work.
 pub struct Busy(Phase);
 

@@ -5,6 +5,10 @@ const LENGTHS: [&[u8]; 2] = [b"content-length:", b"transfer-encoding:"];
 /// No more of a line is looked at.
 const LINE_START: usize = LENGTHS[1].len();
 
+/// Marks a request whose head says more than once how long its body is.
+#[derive(Clone, Copy, Debug)]
+pub struct TwoLengths;
+
 /// Counts the fields of a head that say how long its body is, while the head comes in. hyper takes one of them, and
 /// removes the others.
 #[derive(Debug, Default)]

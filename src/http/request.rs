@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::{
     accept::weighted,
-    connection::TwoLengths,
     extract::{ACCEPT_POST, JSON},
+    head::TwoLengths,
     problem::{Code, Problem},
 };
 

@@ -26,7 +26,8 @@ use tracing::{debug, info, warn};
 
 use super::{
     App,
-    connection::{Busy, Phase, TwoLengths, Watched},
+    connection::{Busy, Phase, Watched},
+    head::TwoLengths,
     service::{Answers, service},
 };
 
