@@ -220,7 +220,7 @@ impl Feed {
             if self.chunk.is_empty() && !self.ended {
                 match self.look().await {
                     Ok((batch, place)) => self.take(&batch, place),
-                    Err(error) if is_passing(&error) => self.pause().await,
+                    Err(error) if error.is_passing() => self.pause().await,
                     Err(error) => {
                         self.ended = true;
                         match self.options.form {
@@ -339,16 +339,4 @@ impl Feed {
         self.chunk.extend_from_slice(&problem.document(id));
         self.chunk.extend_from_slice(b"\n\n");
     }
-}
-
-/// Whether the same look may succeed a little later, without anybody doing anything.
-fn is_passing(error: &Error) -> bool {
-    matches!(
-        error,
-        Error::Unavailable(_)
-            | Error::StorageUnavailable(_)
-            | Error::StorageBusy
-            | Error::Overloaded
-            | Error::FunctionMissing
-    )
 }

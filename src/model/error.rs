@@ -73,3 +73,18 @@ pub enum Error {
     #[error("the stored data is not in the layout of this service: {0}")]
     Corrupt(String),
 }
+
+impl Error {
+    /// Whether the same call may succeed a little later, without anybody doing anything.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::StorageUnavailable(_)
+                | Self::StorageBusy
+                | Self::Overloaded
+                | Self::FunctionMissing
+        )
+    }
+}

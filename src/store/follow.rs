@@ -116,7 +116,7 @@ impl LogFollower {
         // Before looking, so that nothing which comes after it is missed.
         self.grown.mark_unchanged();
         let mut batch = Batch { caught_up: true, ..Batch::default() };
-        let mut bytes = 0;
+        let (mut bytes, mut fault) = (0, None);
         let first = self.cursor.turn % self.lanes.len();
         for step in 0..self.lanes.len() {
             if batch.events.len() >= most || bytes > BYTES {
@@ -125,9 +125,22 @@ impl LogFollower {
             }
             let index = (first + step) % self.lanes.len();
             let room = (most - batch.events.len(), BYTES.saturating_sub(bytes));
-            bytes += self.look_at(index, room, &mut batch).await?;
+            match self.look_at(index, room, &mut batch).await {
+                Ok(taken) => bytes += taken,
+                // One partition that is away does not hold up the others.
+                Err(error) if error.is_passing() => fault = Some(error),
+                Err(error) => {
+                    self.cursor.turn = index;
+                    fault = Some(error);
+                    break;
+                }
+            }
         }
-        Ok(batch)
+        match fault {
+            Some(error) if batch.events.is_empty() => Err(error),
+            // The place is behind these events already: they must not be lost. The fault shows itself again.
+            fault => Ok(Batch { caught_up: batch.caught_up && fault.is_none(), ..batch }),
+        }
     }
 
     /// Waits until `look` may find more than it did.

@@ -207,6 +207,33 @@ test_app! {
     }
 }
 
+/// What was read from one partition is not lost where another cannot be read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_cannot_be_read_costs_no_event_of_others() {
+    let app = TestApp::start(4).await;
+    for n in 0..40 {
+        append(&app, &format!("s-{n}"), "x", 1).await;
+    }
+    let mut redis = app.redis.connection().await;
+    let lost: u64 = redis::cmd("XLEN").arg("{2}:log").query_async(&mut redis).await.unwrap();
+    redis::cmd("SET").arg("{2}:log").arg("none of ours").exec_async(&mut redis).await.unwrap();
+    let mut feed = Feed::open(&app, "/events", None).await;
+    let (mut events, mut problem) = (0, None);
+    while let Some(block) = feed.block().await {
+        events += u64::from(block.message().is_some());
+        problem = block.event.or(problem);
+    }
+    // The partitions take turns: those before the broken one were read.
+    assert_eq!(problem.as_deref(), Some("problem"));
+    let mut read = 0;
+    for partition in 0..2 {
+        let key = format!("{{{partition}}}:log");
+        read += redis::cmd("XLEN").arg(key).query_async::<u64>(&mut redis).await.unwrap();
+    }
+    assert!(lost > 0 && read > 0);
+    assert_eq!(events, read);
+}
+
 test_app! {
     async fn removed_events_are_passed_over(app) {
         append(&app, "s-1", "x", 10).await;
