@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
 use redis::ConnectionInfo;
 
@@ -73,6 +74,14 @@ pub struct Serve {
     /// Mark a consumer group as idle that nobody has asked for events for this many seconds
     #[arg(long, env = "STREAMKEEP_GROUP_IDLE_SECS", default_value_t = 86_400, value_parser = clap::value_parser!(u32).range(60..))]
     pub group_idle_secs: u32,
+
+    /// Put every address below this path, as in /events-store; a gateway is to pass paths on unchanged
+    #[arg(long, env = "STREAMKEEP_BASE_PATH", default_value = "", value_parser = parse_base_path)]
+    pub base_path: String,
+
+    /// Let pages of this origin use the service, as in https://app.example.com, or * for any; several with commas
+    #[arg(long, env = "STREAMKEEP_CORS_ORIGINS", value_delimiter = ',', value_parser = parse_origin)]
+    pub cors_origins: Vec<HeaderValue>,
 
     /// Limits of requests
     #[command(flatten)]
@@ -365,4 +374,27 @@ fn parse_partitions(text: &str) -> Result<Partitions, String> {
 fn parse_namespace(text: &str) -> Result<String, String> {
     let good = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if good { Ok(text.to_owned()) } else { Err("at most 64 characters of A-Z a-z 0-9 . _ -".to_owned()) }
+}
+
+/// A path of characters that need no escapes, without a slash at its end.
+fn parse_base_path(text: &str) -> Result<String, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
+    let part = |part: &str| !part.is_empty() && part != "." && part != ".." && part.bytes().all(allowed);
+    let path = text.strip_suffix('/').unwrap_or(text);
+    let good = path.is_empty() || path.strip_prefix('/').is_some_and(|parts| parts.split('/').all(part));
+    if good {
+        Ok(path.to_owned())
+    } else {
+        Err("a path such as /events-store, of A-Z a-z 0-9 . _ ~ - and /".to_owned())
+    }
+}
+
+/// An origin as browsers send it (RFC 6454 §6.1).
+fn parse_origin(text: &str) -> Result<HeaderValue, String> {
+    let good = text == "*"
+        || text.split_once("://").is_some_and(|(scheme, host)| {
+            matches!(scheme, "http" | "https") && !host.is_empty() && !host.contains(['/', '?', '#', '@', '*'])
+        });
+    let value = HeaderValue::from_str(&text.to_ascii_lowercase()).ok().filter(|_| good);
+    value.ok_or_else(|| "an origin such as https://app.example.com, without a path, or *".to_owned())
 }

@@ -64,6 +64,8 @@ async fn start(
         require_condition: settings.require_condition,
         cache_max_age: Duration::from_secs(settings.cache_max_age_secs.into()),
         group_idle: Duration::from_secs(settings.group_idle_secs.into()),
+        base_path: settings.base_path.clone(),
+        cors_origins: settings.cors_origins.clone(),
         shutdown,
     });
     Ok((server, app))

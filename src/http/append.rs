@@ -39,7 +39,7 @@ pub fn router() -> OpenApiRouter<App> {
 }
 
 /// `Streamkeep-Durability`, on every 2xx append.
-const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
+pub const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
 /// Most events that a conflict carries with `?include=events`.
 const MISSED_MAX: usize = 100;
 /// How a body looks.

@@ -21,6 +21,9 @@ pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Most values of a list.
 const LIST_MAX: usize = 100;
+/// Makes an append without ids repeatable.
+pub const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
 /// Longest `wait`: gateways commonly give up after 60 s.
 const WAIT_MAX_SECS: u64 = 60;
 
@@ -225,8 +228,7 @@ fn decode(text: &str) -> Option<String> {
 /// # Errors
 /// `invalid-request`
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
-    const NAME: HeaderName = HeaderName::from_static("idempotency-key");
-    let mut values = headers.get_all(&NAME).iter();
+    let mut values = headers.get_all(&IDEMPOTENCY_KEY).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let key = value.to_str().ok().filter(|_| values.next().is_none()).and_then(|text| unquote(text.trim()));
     match key.filter(|key| (1..=255).contains(&key.len())) {

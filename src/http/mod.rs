@@ -6,6 +6,7 @@ mod append;
 mod body;
 mod conditions;
 mod connection;
+mod cors;
 mod deliveries;
 mod events;
 mod extract;
@@ -111,6 +112,10 @@ pub struct AppState {
     pub cache_max_age: Duration,
     /// A group that nobody has asked for events for so long is marked as idle.
     pub group_idle: Duration,
+    /// Every address begins with this; empty, or with a slash before and none behind.
+    pub base_path: String,
+    /// Pages of these origins may use the service; none: pages of its own only.
+    pub cors_origins: Vec<HeaderValue>,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
 }

@@ -149,7 +149,7 @@ fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
 fn vary(method: &Method, headers: &mut HeaderMap) {
     let kept = headers.get(header::CACHE_CONTROL).is_none_or(|control| control != "no-store");
     if kept && matches!(*method, Method::GET | Method::HEAD) {
-        headers.insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
+        headers.append(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
     }
 }
 

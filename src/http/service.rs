@@ -9,17 +9,19 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures::FutureExt as _;
-use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
+use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn, util::Either};
 use tower_http::{
     CompressionLevel,
     compression::{
         CompressionBody, CompressionLayer,
         predicate::{NotForContentType, Predicate as _, SizeAbove},
     },
+    cors::{Cors, CorsLayer},
 };
+use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{App, accept::Form, request, routes};
+use super::{App, accept::Form, cors, request, routes};
 
 /// Answers below this size are not worth compressing.
 const COMPRESS_FROM: u64 = 1024;
@@ -37,16 +39,25 @@ impl<B, S> Answers<B> for S where
 
 /// The service.
 pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
-    let (routes, document) = routes().split_for_parts();
-    layered(routes.with_state(app).merge(docs(document)))
+    let (routes, mut document) = routes().split_for_parts();
+    let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
+    let routes = routes.with_state(app);
+    if base.is_empty() {
+        return layered(routes.merge(docs(&base, document)), origins);
+    }
+    document.servers = Some(vec![Server::new(&base)]);
+    layered(Router::new().nest(&base, routes).merge(docs(&base, document)), origins)
 }
 
 /// The page that shows the document. It asks nobody else: by default it would have a validator on the internet look at
 /// the document, and tell it this service's address.
-fn docs(document: utoipa::openapi::OpenApi) -> SwaggerUi {
+fn docs(base: &str, document: OpenApi) -> SwaggerUi {
     let config = utoipa_swagger_ui::Config::default().validator_url("none");
-    SwaggerUi::new("/docs").url("/openapi.json", document).config(config)
+    SwaggerUi::new(format!("{base}/docs")).url(format!("{base}/openapi.json"), document).config(config)
 }
+
+/// The router, with or without the rules for pages of other origins.
+type Routed = Either<Cors<Router>, Router>;
 
 /// A body that the router reads.
 pub trait RequestBody: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static {}
@@ -56,7 +67,8 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// Lays the layers around the whole router. With [`Router::layer`] they would lie around each route: the router would
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
-fn layered<B: RequestBody>(router: Router) -> impl Answers<B> {
+fn layered<B: RequestBody>(router: Router, cors: Option<CorsLayer>) -> impl Answers<B> {
+    let router = ServiceBuilder::new().option_layer(cors).service(router);
     // A coder would hold back what should go out at once.
     let feeds = NotForContentType::SSE.and(NotForContentType::const_new(Form::Ndjson.media_type()));
     let compress = SizeAbove::new(COMPRESS_FROM).and(feeds);
@@ -71,7 +83,7 @@ fn layered<B: RequestBody>(router: Router) -> impl Answers<B> {
 }
 
 /// The router's answer; that to a panic, where a handler panicked.
-async fn routed<B: RequestBody>(router: Router, request: Request<B>) -> Response {
+async fn routed<B: RequestBody>(router: Routed, request: Request<B>) -> Response {
     let answer = async { router.oneshot(request).await.unwrap_or_else(|never| match never {}) };
     AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
 }
@@ -95,7 +107,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
-        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })));
+        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

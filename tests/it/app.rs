@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, header::HeaderValue};
 use serde_json::Value;
 use streamkeep::{
     http::{App, AppState, Limits, ServerOptions, serve},
@@ -85,6 +85,8 @@ pub struct TestConfig {
     pub require_condition: bool,
     pub cache_max_age: Duration,
     pub group_idle: Duration,
+    pub base_path: String,
+    pub cors_origins: Vec<HeaderValue>,
 }
 
 /// An instance of the service.
@@ -128,13 +130,25 @@ impl TestApp {
             require_condition: false,
             cache_max_age: Duration::ZERO,
             group_idle: Duration::from_hours(24),
+            base_path: String::new(),
+            cors_origins: Vec::new(),
         };
         change(&mut config);
-        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle } = config;
+        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle, base_path, cors_origins } =
+            config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
         let (store_too, stop) = (store.clone(), shutdown.clone());
-        let state = AppState { store: store_too, limits, require_condition, cache_max_age, group_idle, shutdown: stop };
+        let state = AppState {
+            store: store_too,
+            limits,
+            require_condition,
+            cache_max_age,
+            group_idle,
+            base_path,
+            cors_origins,
+            shutdown: stop,
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));

@@ -6,6 +6,7 @@
 mod app;
 
 mod append;
+mod base_path;
 mod checker;
 mod checker_test;
 mod consumers;
