@@ -85,6 +85,8 @@ pub struct TestConfig {
     pub require_condition: bool,
     pub cache_max_age: Duration,
     pub group_idle: Duration,
+    /// Where it listens; at port 0, on any that is free.
+    pub listen: String,
 }
 
 /// An instance of the service.
@@ -128,14 +130,15 @@ impl TestApp {
             require_condition: false,
             cache_max_age: Duration::ZERO,
             group_idle: Duration::from_hours(24),
+            listen: "127.0.0.1:0".to_owned(),
         };
         change(&mut config);
-        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle } = config;
+        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle, listen } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
         let (store_too, stop) = (store.clone(), shutdown.clone());
         let state = AppState { store: store_too, limits, require_condition, cache_max_age, group_idle, shutdown: stop };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
