@@ -273,8 +273,7 @@ pub struct Tail {
     #[arg(long = "type", value_name = "TYPE")]
     pub types: Vec<String>,
 
-    /// Where to begin: beginning, end (only what comes), or behind an event, at the cursor that its append, a page or a
-    /// feed told
+    /// Where to begin: beginning, end (only what comes), or a cursor that a page or a feed told
     #[arg(long, default_value = "end")]
     pub from: String,
 

@@ -347,6 +347,22 @@ async fn it_waits_for_a_service_that_is_not_there_yet() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_waits_where_a_gateway_says_that_the_service_is_not_there() {
+    let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listen = gateway.local_addr().unwrap().to_string();
+    let mut tail = Tail::start(&format!("http://{listen}"), &["--from", "beginning"]);
+    let (mut client, _) = gateway.accept().await.unwrap();
+    client.read_u8().await.unwrap();
+    let answer = b"HTTP/1.1 502 Bad Gateway\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+    client.write_all(answer).await.unwrap();
+    drop((client, gateway));
+    assert!(tail.said().await.contains("502"));
+    let app = TestApp::start_with(TestRedis::start().await, 1, |config| config.listen = listen).await;
+    tail.begin(&app, "a-1").await;
+    assert_eq!(tail.end(Signal::INT).await.expect_success().stderr, "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_waits_for_a_service_that_has_too_much_to_do() {
     let redis = TestRedis::start().await;
     let app = TestApp::start_with(redis, 1, |config| config.limits.waiting = 1).await;
