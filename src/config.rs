@@ -7,8 +7,9 @@ use clap::{Args, Parser, Subcommand};
 use redis::ConnectionInfo;
 
 use crate::{
+    cli::TailFormat,
     http::{Limits, ServerOptions},
-    model::Partitions,
+    model::{Partitions, parse_rfc3339},
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
     telemetry::{LogFormat, check_filter},
@@ -34,6 +35,8 @@ pub enum Command {
     Import(Import),
     /// Write the events of a running service as NDJSON
     Export(Export),
+    /// Show the events of a running service as they come
+    Tail(Tail),
     /// Ask a running service whether it is ready; for container health checks
     Health(Health),
     /// Print the OpenAPI document
@@ -260,6 +263,42 @@ pub struct Export {
     pub retry_secs: u32,
 }
 
+/// Settings of `tail`.
+#[derive(Args, Debug)]
+pub struct Tail {
+    /// Where the service is
+    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+
+    /// Only this stream, which need not be there yet
+    #[arg(long, conflicts_with = "category")]
+    pub stream: Option<String>,
+
+    /// Only streams in this category; may stand several times
+    #[arg(long)]
+    pub category: Vec<String>,
+
+    /// Only events of this type; may stand several times
+    #[arg(long = "type", value_name = "TYPE")]
+    pub types: Vec<String>,
+
+    /// Where to begin: beginning, end (only what comes), or a cursor that a page or a feed told
+    #[arg(long, default_value = "end")]
+    pub from: String,
+
+    /// Begin with the first event stored at or after this time (RFC 3339), as in 2026-11-23T12:00:00Z
+    #[arg(long, value_name = "TIME", conflicts_with = "from", value_parser = parse_time)]
+    pub since: Option<String>,
+
+    /// End after so many events
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+
+    /// How events are shown
+    #[arg(long, value_enum, default_value_t)]
+    pub format: TailFormat,
+}
+
 /// Settings of `health`.
 #[derive(Args, Debug)]
 pub struct Health {
@@ -368,6 +407,11 @@ impl Serve {
 
 fn parse_partitions(text: &str) -> Result<Partitions, String> {
     text.parse().ok().and_then(Partitions::new).ok_or_else(|| format!("a number from 1 to {}", Partitions::MAX))
+}
+
+fn parse_time(text: &str) -> Result<String, String> {
+    let good = parse_rfc3339(text).is_some();
+    if good { Ok(text.to_owned()) } else { Err("a time as in 2026-11-23T12:00:00Z".to_owned()) }
 }
 
 /// What may stand in a key without moving it to another slot or hiding its parts.

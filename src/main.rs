@@ -26,6 +26,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Migrate(settings) => cli::migrate(settings).await,
         Command::Import(settings) => cli::import(settings).await,
         Command::Export(settings) => cli::export(settings).await,
+        Command::Tail(settings) => cli::tail(settings).await,
         Command::Health(settings) => cli::health(settings).await,
         Command::Openapi => {
             let document = http::document().to_yaml()?;

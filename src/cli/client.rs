@@ -4,7 +4,11 @@
 use std::{error::Error, time::Duration};
 
 use bytes::Bytes;
-use reqwest::{Request, StatusCode, Url, header, redirect};
+use reqwest::{
+    Request, Response, StatusCode, Url,
+    header::{self, HeaderMap, HeaderName},
+    redirect,
+};
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
@@ -34,10 +38,57 @@ pub struct Client {
 pub struct Answer {
     /// Its status; never one that a repeat might change.
     pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
     /// Its body.
     pub body: Bytes,
-    location: Option<String>,
-    retry_after: Duration,
+}
+
+/// Why a request had no success.
+pub enum Trouble {
+    /// The same request may succeed a little later, without anybody doing anything.
+    Passing {
+        /// What is wrong, in one line.
+        what: String,
+        /// The pause that the service asks for.
+        retry_after: Duration,
+    },
+    /// It will not.
+    Lasting(Failure),
+}
+
+impl<F: Into<Failure>> From<F> for Trouble {
+    fn from(failure: F) -> Self {
+        Self::Lasting(failure.into())
+    }
+}
+
+/// Pauses between attempts: with exponential backoff and full jitter, so that many clients do not come back at the same
+/// moment.
+pub struct Backoff {
+    bound: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { bound: PAUSE_FIRST }
+    }
+}
+
+impl From<Duration> for Backoff {
+    /// Whose first pause has this bound.
+    fn from(bound: Duration) -> Self {
+        Self { bound: bound.min(PAUSE_MAX) }
+    }
+}
+
+impl Backoff {
+    /// The next pause, where at least `asked` is asked for.
+    pub fn pause(&mut self, asked: Duration) -> Duration {
+        let pause = asked.min(PAUSE_MAX) + self.bound.mul_f64(fastrand::f64());
+        self.bound = (self.bound * 2).min(PAUSE_MAX);
+        pause
+    }
 }
 
 /// The members of a problem document (RFC 9457) that a person needs.
@@ -88,42 +139,69 @@ impl Client {
         address
     }
 
-    /// Sends a request, again and again while the service cannot be reached or says that it is a matter of time:
-    /// with exponential backoff and full jitter, so that many clients do not come back at the same moment.
+    /// Sends a request, again and again while the service cannot be reached or says that it is a matter of time.
     ///
     /// # Errors
     /// Where it still is so when the patience is over; the last request may end up to 30 s later.
     pub async fn send(&self, request: Request) -> Result<Answer, Failure> {
         let until = Instant::now() + self.patience;
-        let mut bound = PAUSE_FIRST;
+        let mut backoff = Backoff::default();
         loop {
             let again = request.try_clone().expect("bodies are bytes in memory");
-            let (trouble, asked) = match self.send_once(again).await {
-                Ok(answer) if !passes(answer.status) => return Ok(answer),
-                Ok(answer) => (answer.problem(), answer.retry_after),
-                Err(error) if error.is_builder() => return Err(error.into()),
-                Err(error) => (self.unreachable(&error), Duration::ZERO),
+            let (what, retry_after) = match self.attempt(again).await {
+                Ok(answer) => return Ok(answer),
+                Err(Trouble::Lasting(failure)) => return Err(failure),
+                Err(Trouble::Passing { what, retry_after }) => (what, retry_after),
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(format!("gave up after {} s: {trouble}", self.patience.as_secs()).into());
+                return Err(format!("gave up after {} s: {what}", self.patience.as_secs()).into());
             }
-            let pause = asked.min(PAUSE_MAX) + bound.mul_f64(fastrand::f64());
-            sleep(pause.min(left)).await;
-            bound = (bound * 2).min(PAUSE_MAX);
+            sleep(backoff.pause(retry_after).min(left)).await;
         }
     }
 
-    async fn send_once(&self, request: Request) -> reqwest::Result<Answer> {
-        let response = self.http.execute(request).await?;
-        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let retry_after = header(header::RETRY_AFTER).and_then(|text| text.parse().ok()).map(Duration::from_secs);
-        let (status, location) = (response.status(), header(header::LOCATION));
-        let body = response.bytes().await?;
-        Ok(Answer { status, body, location, retry_after: retry_after.unwrap_or_default() })
+    /// Sends a request once.
+    ///
+    /// # Errors
+    /// [`Trouble`]
+    pub async fn attempt(&self, request: Request) -> Result<Answer, Trouble> {
+        let response = self.http.execute(request).await.map_err(|error| self.trouble(error))?;
+        self.whole(response).await
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> String {
+    /// Sends a request once whose answer goes on: its body is still to be read.
+    ///
+    /// # Errors
+    /// [`Trouble`], also for whatever is no 200.
+    pub async fn open(&self, request: Request) -> Result<Response, Trouble> {
+        let response = self.http.execute(request).await.map_err(|error| self.trouble(error))?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let answer = self.whole(response).await?;
+        Err(format!("the service refused with {}", answer.problem()).into())
+    }
+
+    async fn whole(&self, mut response: Response) -> Result<Answer, Trouble> {
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        let body = response.bytes().await.map_err(|error| self.trouble(error))?;
+        let answer = Answer { status, headers, body };
+        if passes(status) {
+            return Err(Trouble::Passing { what: answer.problem(), retry_after: answer.retry_after() });
+        }
+        Ok(answer)
+    }
+
+    fn trouble(&self, error: reqwest::Error) -> Trouble {
+        if error.is_builder() {
+            return error.into();
+        }
+        Trouble::Passing { what: self.describe(&error), retry_after: Duration::ZERO }
+    }
+
+    /// Why the service did not answer, or not to the end, in one line.
+    pub fn describe(&self, error: &reqwest::Error) -> String {
         let what = if error.is_timeout() { "does not answer" } else { "cannot be reached" };
         // The cause is at the bottom: what stands above repeats that a request failed.
         let mut cause: &dyn Error = error;
@@ -141,6 +219,8 @@ fn passes(status: StatusCode) -> bool {
         status,
         StatusCode::REQUEST_TIMEOUT
             | StatusCode::TOO_MANY_REQUESTS
+            // What a gateway says while the service starts anew.
+            | StatusCode::BAD_GATEWAY
             | StatusCode::SERVICE_UNAVAILABLE
             | StatusCode::GATEWAY_TIMEOUT
     )
@@ -151,21 +231,37 @@ impl Answer {
     #[must_use]
     pub fn problem(&self) -> String {
         let status = self.status.as_u16();
-        if let Ok(Problem { code, detail, errors }) = serde_json::from_slice(&self.body) {
-            // "Event 0: …" says less than the error of its member.
-            let what = match errors.first() {
-                Some(error) if code != "invalid-json" => &error.detail,
-                _ => &detail,
-            };
-            return format!("{status} {code}: {what}");
+        if let Some(problem) = problem(&self.body) {
+            return format!("{status} {problem}");
         }
-        if let Some(location) = self.location.as_ref().filter(|_| self.status.is_redirection()) {
+        if let Some(location) = self.header(header::LOCATION).filter(|_| self.status.is_redirection()) {
             return format!("{status}: the service is at {location}");
         }
         let text = String::from_utf8_lossy(&self.body);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         format!("{status}: {}", text.chars().take(EXCERPT_MAX).collect::<String>())
     }
+
+    fn retry_after(&self) -> Duration {
+        let seconds = self.header(header::RETRY_AFTER).and_then(|text| text.parse().ok());
+        Duration::from_secs(seconds.unwrap_or(0))
+    }
+
+    fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+/// What a problem document says, in one line; `None` where it is none.
+#[must_use]
+pub fn problem(document: &[u8]) -> Option<String> {
+    let Problem { code, detail, errors } = serde_json::from_slice(document).ok()?;
+    // "Event 0: …" says less than the error of its member.
+    let what = match errors.first() {
+        Some(error) if code != "invalid-json" => &error.detail,
+        _ => &detail,
+    };
+    Some(format!("{code}: {what}"))
 }
 
 /// What follows from an answer that should be JSON of ours and is not.

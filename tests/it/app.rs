@@ -87,6 +87,8 @@ pub struct TestConfig {
     pub group_idle: Duration,
     pub base_path: String,
     pub cors_origins: Vec<HeaderValue>,
+    /// Where it listens; at port 0, on any that is free.
+    pub listen: String,
 }
 
 /// An instance of the service.
@@ -132,10 +134,20 @@ impl TestApp {
             group_idle: Duration::from_hours(24),
             base_path: String::new(),
             cors_origins: Vec::new(),
+            listen: "127.0.0.1:0".to_owned(),
         };
         change(&mut config);
-        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle, base_path, cors_origins } =
-            config;
+        let TestConfig {
+            store,
+            limits,
+            server,
+            require_condition,
+            cache_max_age,
+            group_idle,
+            base_path,
+            cors_origins,
+            listen,
+        } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
         let (store_too, stop) = (store.clone(), shutdown.clone());
@@ -149,7 +161,7 @@ impl TestApp {
             cors_origins,
             shutdown: stop,
         };
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let listener = TcpListener::bind(listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
         let client = reqwest::Client::builder().no_proxy().build().unwrap();

@@ -12,15 +12,13 @@ use flate2::{Compression, read::MultiGzDecoder, write::GzEncoder};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    process::{Child, Command},
-};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::{
     app::{TestApp, eventually},
     consumers::real_log,
     feed::Feed,
+    program::{Run, command, finish, signal, streamkeep},
 };
 
 /// A line, of the source or of an export, with the bytes of what it carries.
@@ -50,57 +48,6 @@ fn by_stream(lines: &[Line]) -> BTreeMap<&str, Vec<(&str, &str, &str)>> {
         streams.entry(&*line.stream).or_default().push((&*line.r#type, &*line.data, &*line.metadata));
     }
     streams
-}
-
-/// How a run of the program ended.
-#[derive(Debug)]
-struct Run {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-impl Run {
-    #[track_caller]
-    fn expect_success(self) -> Self {
-        assert_eq!(self.code, Some(0), "{self:?}");
-        self
-    }
-
-    #[track_caller]
-    fn expect_failure(self, parts: &[&str]) -> Self {
-        assert_eq!(self.code, Some(1), "{self:?}");
-        for part in parts {
-            assert!(self.stderr.contains(part), "{part:?} is not in {self:?}");
-        }
-        self
-    }
-
-    /// That an import's summary tells these numbers.
-    #[track_caller]
-    fn expect_summary(self, read: usize, appended: usize, already: usize) -> Self {
-        let run = self.expect_success();
-        let summary = format!("{read} events read, {appended} appended, {already} already there, ");
-        assert!(run.stdout.starts_with(&summary), "{summary:?}: {run:?}");
-        run
-    }
-}
-
-fn command(url: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    command.args(arguments).args(["--url", url]).env("NO_PROXY", "*").kill_on_drop(true);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
-}
-
-async fn finish(child: Child) -> Run {
-    let output = child.wait_with_output().await.unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
-}
-
-async fn streamkeep(app: &TestApp, arguments: &[&str]) -> Run {
-    finish(command(&app.url, arguments).spawn().unwrap()).await
 }
 
 async fn streamkeep_reading(app: &TestApp, arguments: &[&str], stdin: &[u8]) -> Run {
@@ -300,8 +247,7 @@ test_app! {
         input.write_all(many(10, 3).as_bytes()).await.unwrap();
         eventually("the events are there", async || count(&app).await == 10).await;
         // Standard input stays open: nothing but the signal ends this.
-        let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        signal(&child, rustix::process::Signal::INT);
         finish(child).await.expect_failure(&["interrupted: ", " already there", "Run it again"]);
         drop(input);
     }

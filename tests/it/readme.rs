@@ -1,8 +1,15 @@
-//! The README's tour, typed as it stands.
+//! What the README says to type, typed as it stands.
 
-use std::process::Command;
+use std::{
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    time::timeout,
+};
 
 use crate::{
     app::{TestApp, eventually},
@@ -104,4 +111,40 @@ async fn the_real_data_are_drained_as_it_stands() {
     let acked: u64 = answers.iter().filter_map(|answer| answer["acked"].as_u64()).sum();
     let status = answers.last().unwrap();
     assert_eq!((acked, &status["lag"], &status["in_flight"]), (150, &Value::from(0), &Value::from(0)));
+}
+
+/// Each line shows an event that is appended while it runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_is_followed_as_it_stands() {
+    let blocks = commands("Following");
+    let lines: Vec<&str> = blocks.iter().flat_map(|block| block.lines()).collect();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    for line in lines {
+        // Where the tour has left it.
+        let app = TestApp::start(1).await;
+        append(&app, "order-12345", "order-placed", 3).await;
+        expect_followed(&app, line).await;
+    }
+}
+
+async fn expect_followed(app: &TestApp, line: &str) {
+    let marker = "meanwhile";
+    let line = line.replace("http://127.0.0.1:7070", &app.url);
+    let line = line.replace("./target/release/streamkeep", env!("CARGO_BIN_EXE_streamkeep"));
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", &format!("exec {line}")]).env("STREAMKEEP_URL", &app.url).env("NO_PROXY", "*");
+    let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+    let event = format!(r#"{{"events":[{{"type":"order-placed","data":"{marker}"}}]}}"#);
+    // One of them may come too early for what begins at the end.
+    for _ in 0..200 {
+        app.append("order-12345", &event).await.expect(201);
+        while let Ok(shown) = timeout(Duration::from_millis(100), output.next_line()).await {
+            let shown = shown.unwrap().unwrap_or_else(|| panic!("{line} ended without {marker}"));
+            if shown.contains(marker) {
+                return;
+            }
+        }
+    }
+    panic!("{line} does not show {marker}");
 }
