@@ -139,16 +139,17 @@ pub async fn ask_all(address: &Address, mut client: impl Client) {
 
 impl Pids {
     /// Processor time so far: of the server, of Redis, of this process.
-    fn cpu(self) -> [Option<Duration>; 3] {
+    pub fn cpu(self) -> [Option<Duration>; 3] {
         [self.server, self.redis, Some(std::process::id())].map(|pid| pid.map(process::cpu))
     }
 }
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection over TCP or a unix socket.
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
-async fn connect(address: &Address) -> Box<dyn Connection> {
+pub async fn connect(address: &Address) -> Box<dyn Connection> {
     match address {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await.expect("the service accepts connections");
@@ -179,7 +180,8 @@ async fn converse(mut stream: Box<dyn Connection>, mut client: impl Client, wind
     }
 }
 
-async fn exchange(
+/// Sends a request, and reads its reply into `input`.
+pub async fn exchange(
     stream: &mut Box<dyn Connection>,
     client: &mut impl Client,
     output: &mut Vec<u8>,

@@ -1,9 +1,12 @@
-//! `cargo bench --bench http`: appends, reads and consumer groups over HTTP, beside raw calls of the same Redis and an
-//! HTTP server that does nothing, in turns, so that the ratios say something where the numbers do not. See
+//! `cargo bench --bench http`: appends, reads, consumer groups and feeds over HTTP, beside raw calls of the same Redis and
+//! an HTTP server that does nothing, in turns, so that the ratios say something where the numbers do not. See
 //! `docs/bench.md`.
 
 mod clients;
 mod echo;
+mod feed_tables;
+mod feeds;
+mod followers;
 mod groups;
 mod load;
 mod process;
@@ -11,13 +14,14 @@ mod report;
 
 use std::{
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
 use clap::Parser;
 use clients::{HttpAppend, HttpFill, HttpRead, PAGE, RawAppend, RawRead, Streams};
+use feeds::Feeds;
 use groups::{Fill, HttpConsumer, HttpGroup, RawConsumer, RawGroup};
 use load::{Address, Pids, Sample};
 use process::Server;
@@ -33,7 +37,7 @@ const STREAMS: usize = 10_000;
 /// Consumers of a group, and how many events each asks for at once.
 const CONSUMERS: [(usize, usize); 3] = [(8, 1), (1, 100), (8, 100)];
 
-/// Measures appends, reads and consumer groups over HTTP beside raw Redis and a bare HTTP server.
+/// Measures appends, reads, consumer groups and feeds over HTTP beside raw Redis and a bare HTTP server.
 #[derive(Parser)]
 struct Arguments {
     /// When Redis syncs to disk
@@ -60,8 +64,12 @@ struct Arguments {
     #[arg(long, default_value_t = 200_000)]
     group_events: usize,
 
-    /// What to measure: append, read, groups
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups")]
+    /// Most followers of feeds; as far as the limit of open files allows
+    #[arg(long, default_value_t = 10_000)]
+    followers: usize,
+
+    /// What to measure: append, read, groups, feeds
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups,feeds")]
     only: Vec<What>,
 
     /// One short round, to see that everything works
@@ -95,6 +103,7 @@ enum What {
     Append,
     Read,
     Groups,
+    Feeds,
 }
 
 fn main() {
@@ -103,12 +112,36 @@ fn main() {
         return echo::serve(address);
     }
     if arguments.quick || !arguments.bench {
-        (arguments.seconds, arguments.rounds, arguments.group_events) = (0.3, 1, 20_000);
+        (arguments.seconds, arguments.rounds, arguments.group_events, arguments.followers) = (0.3, 1, 20_000, 1_000);
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     let bench = Bench::start(arguments);
     let rows = runtime.block_on(bench.run());
     report::print(&rows, bench.arguments.fsync);
+    if bench.arguments.only.contains(&What::Feeds) {
+        runtime.block_on(Feeds::start(&bench).run()).print();
+    }
+}
+
+impl Arguments {
+    /// Starts the service, with further arguments.
+    fn service(&self, data: &TempDir, further: &[String]) -> Server {
+        serve(Path::new(env!("CARGO_BIN_EXE_streamkeep")), data, &[&self.service_arg, further].concat())
+    }
+
+    /// Starts the other build, where there is one.
+    fn against(&self, data: &TempDir, further: &[String]) -> Option<Server> {
+        Some(serve(self.against.as_deref()?, data, &[&self.against_arg, further].concat()))
+    }
+}
+
+fn serve(program: &Path, data: &TempDir, further: &[String]) -> Server {
+    let url = format!("redis+unix://{}", data.path().join("redis.sock").display());
+    Server::start(program, |address| {
+        let address = address.to_string();
+        let fixed = ["serve", "--redis-url", &url, "--listen", &address, "--log", "warn"].map(str::to_owned);
+        fixed.into_iter().chain(further.iter().cloned()).collect()
+    })
 }
 
 /// Everything that runs. Ends with this, Redis last.
@@ -129,16 +162,8 @@ impl Bench {
         // A rewrite would fall upon some row of some round.
         config.settings.push(("auto-aof-rewrite-percentage".to_owned(), "0".to_owned()));
         let redis = RedisServer::start(&config).expect("Redis starts");
-        let url = format!("redis+unix://{}", data.path().join("redis.sock").display());
-        let serve = |further: &[String], address: SocketAddr| {
-            let address = address.to_string();
-            let fixed = ["serve", "--redis-url", &url, "--listen", &address, "--log", "warn"].map(str::to_owned);
-            fixed.into_iter().chain(further.iter().cloned()).collect()
-        };
-        let service = PathBuf::from(env!("CARGO_BIN_EXE_streamkeep"));
-        let service = Server::start(&service, |address| serve(&arguments.service_arg, address));
-        let against = arguments.against.as_deref();
-        let against = against.map(|program| Server::start(program, |address| serve(&arguments.against_arg, address)));
+        let service = arguments.service(&data, &[]);
+        let against = arguments.against(&data, &[]);
         let this = std::env::current_exe().expect("the program knows where it is");
         let echo = Server::start(&this, |address| vec!["--echo".to_owned(), address.to_string()]);
         Self { service, against, echo, redis, data, arguments }

@@ -27,7 +27,7 @@ impl Target {
         ["echo", "bare", "http", "host"][self as usize]
     }
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         ["echo", "raw redis", "streamkeep", "against"][self as usize]
     }
 }
@@ -112,11 +112,12 @@ impl Row {
 
 /// Prints all rows.
 pub fn print(rows: &[Row], fsync: AppendFsync) {
+    let Some(first) = rows.first() else { return };
     let durability = match fsync {
         AppendFsync::Always => "fsync (appendfsync always)",
         AppendFsync::Everysec => "memory (appendfsync everysec)",
     };
-    line(&format!("durability: {durability}; medians of {} rounds", rows.first().map_or(0, |row| row.samples.len())));
+    line(&format!("durability: {durability}; medians of {} rounds", first.samples.len()));
     line("");
     line(
         "| work    | events | conns | target     | events/s | p50 µs | p99 µs | of raw | of echo | of next | server µs | redis µs | generator µs |",
@@ -147,12 +148,12 @@ pub fn print(rows: &[Row], fsync: AppendFsync) {
     }
 }
 
-fn line(text: &str) {
+pub fn line(text: &str) {
     writeln!(io::stdout(), "{text}").expect("standard output takes it");
 }
 
 /// The middle one; of two, the mean.
-fn median(mut values: Vec<f64>) -> f64 {
+pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     match values.len() {
         0 => f64::NAN,
