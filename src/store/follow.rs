@@ -28,6 +28,8 @@ pub struct Batch {
     pub caught_up: bool,
     /// Whether it had to be read in pages, and there is more.
     pub behind: bool,
+    /// Whether all came from where others who follow are given the same.
+    pub shared: bool,
 }
 
 /// Follows the log, all partitions or one.
@@ -115,7 +117,7 @@ impl LogFollower {
     pub async fn look(&mut self, most: usize) -> Result<Batch, Error> {
         // Before looking, so that nothing which comes after it is missed.
         self.grown.mark_unchanged();
-        let mut batch = Batch { caught_up: true, ..Batch::default() };
+        let mut batch = Batch { caught_up: true, shared: true, ..Batch::default() };
         let mut bytes = 0;
         let first = self.cursor.turn % self.lanes.len();
         for step in 0..self.lanes.len() {
@@ -141,14 +143,11 @@ impl LogFollower {
         let turn = (index + 1) % self.lanes.len();
         let lane = &mut self.lanes[index];
         let place = self.cursor.places[usize::from(lane.partition.get())];
-        let recent = lane.recent(place, room, &self.filter);
-        if let Some((events, place, all)) = recent {
-            let bytes = events.iter().map(|live| live.line.len()).sum();
-            self.cursor.pass(lane.partition, place);
+        if let Some(given) = lane.recent(place, room, &self.filter, &mut batch.events) {
+            self.cursor.pass(lane.partition, given.place);
             self.cursor.turn = turn;
-            batch.caught_up &= all;
-            batch.events.extend(events);
-            return Ok(bytes);
+            batch.caught_up &= given.all;
+            return Ok(given.bytes);
         }
         let session = lane.following.recent().session();
         let request =
@@ -159,27 +158,39 @@ impl LogFollower {
         self.cursor.turn = turn;
         batch.caught_up &= page.caught_up;
         batch.behind |= !page.caught_up;
+        batch.shared = false;
         let bytes = bytes_of(&page.events);
         batch.events.extend(page.events.into_iter().map(LiveEvent::new));
         Ok(bytes)
     }
 }
 
-/// Recent events, the place behind them, and whether these were all.
-type Given = (Vec<Arc<LiveEvent>>, Place, bool);
+/// How far the recent events of a partition have brought a follower.
+struct Given {
+    place: Place,
+    bytes: usize,
+    /// Whether that was all.
+    all: bool,
+}
 
 impl Lane {
-    /// What the reader has fetched behind a place; `None` where that is not all that came since.
-    fn recent(&self, mut place: Place, room: (usize, usize), filter: &LogFilter) -> Option<Given> {
+    /// Gives what the reader has fetched behind a place; `None` where that is not all that came since.
+    fn recent(
+        &self,
+        mut place: Place,
+        room: (usize, usize),
+        filter: &LogFilter,
+        events: &mut Vec<Arc<LiveEvent>>,
+    ) -> Option<Given> {
         let recent = self.following.recent();
         let position = place.map_or(Position::ZERO, |(position, _)| position);
         if !recent.covers(self.session?, position) {
             return None;
         }
-        let (mut events, mut bytes) = (Vec::new(), 0);
+        let (most, mut bytes) = (events.len() + room.0, 0);
         for live in recent.after(position) {
-            if events.len() == room.0 || bytes > room.1 {
-                return Some((events, place, false));
+            if events.len() == most || bytes > room.1 {
+                return Some(Given { place, bytes, all: false });
             }
             place = Some((live.event.position, live.fingerprint));
             if filter.wants(&live.event.stream, &live.event.kind) {
@@ -187,7 +198,7 @@ impl Lane {
                 events.push(Arc::clone(live));
             }
         }
-        Some((events, place, true))
+        Some(Given { place, bytes, all: true })
     }
 }
 
@@ -247,7 +258,7 @@ impl StreamFollower {
         let caught_up = count == events.len();
         events.truncate(count);
         self.seen = if caught_up { to } else { events.last().map_or(to, |live| live.event.position) };
-        Some(Batch { events, caught_up, behind: false })
+        Some(Batch { events, caught_up, ..Batch::default() })
     }
 
     async fn page(&mut self, most: usize) -> Result<Batch, Error> {
@@ -271,7 +282,7 @@ impl StreamFollower {
             (self.session, self.seen) = (Some(session), seen);
         }
         let events = page.events.into_iter().map(LiveEvent::new).collect();
-        Ok(Batch { events, caught_up, behind: !caught_up })
+        Ok(Batch { events, caught_up, behind: !caught_up, shared: false })
     }
 
     /// Takes its own event from a page, and compares. Where it was removed the page begins behind it, which is no fault.

@@ -1,6 +1,11 @@
 //! The newest events of a partition, fetched once for all who follow it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
 
 use crate::model::{Event, Fingerprint, Position, StreamId, Version};
 
@@ -16,6 +21,7 @@ pub struct LiveEvent {
     pub fingerprint: Fingerprint,
     /// The event as one line of JSON, without a line break: those between its parts became spaces.
     pub line: Vec<u8>,
+    frame: OnceLock<Bytes>,
 }
 
 impl LiveEvent {
@@ -28,7 +34,12 @@ impl LiveEvent {
                 *byte = b' ';
             }
         }
-        Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line })
+        Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line, frame: OnceLock::new() })
+    }
+
+    /// The event as all are sent it who follow the log: made by the first of them, the same for every other.
+    pub fn frame(&self, make: impl FnOnce() -> Bytes) -> &Bytes {
+        self.frame.get_or_init(make)
     }
 }
 
@@ -106,7 +117,7 @@ impl Recent {
     }
 }
 
-/// Roughly what an event takes in memory: its parts, and its line.
+/// Roughly what an event takes in memory: its parts, its line, and what all are sent.
 fn size_of(live: &LiveEvent) -> usize {
-    2 * live.line.len() + 256
+    3 * live.line.len() + 256
 }
