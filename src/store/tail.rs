@@ -19,6 +19,7 @@ use crate::{
     model::{Error, Partition, Position, StreamId},
     store::{
         Connections, Inner, Store,
+        grown::Grown,
         pointers::{self, Entries, Mark, Pointer},
         read::{PAGE_BYTES, decode},
         recent::{LiveEvent, Recent},
@@ -45,8 +46,8 @@ struct Shared {
     followers: AtomicUsize,
     wanted: Notify,
     woken: watch::Sender<u64>,
-    /// Told when events were taken in; shared by all partitions.
-    grown: watch::Sender<()>,
+    /// Shared by all partitions.
+    grown: Grown,
     recent: RwLock<Recent>,
     /// Of the streams that are followed: told when events of theirs were taken in.
     bells: Mutex<HashMap<StreamId, watch::Sender<()>>>,
@@ -140,7 +141,7 @@ impl Tail {
         inner: Weak<Inner>,
         partition: Partition,
         keys: [String; 2],
-        grown: watch::Sender<()>,
+        grown: Grown,
         share: usize,
     ) -> Self {
         let shared = Arc::new(Shared {
@@ -272,7 +273,7 @@ impl Reader {
     }
 
     fn tell(&self, streams: &[StreamId]) {
-        self.shared.grown.send_replace(());
+        self.shared.grown.tell();
         let bells = self.shared.bells();
         if !bells.is_empty() {
             for bell in streams.iter().filter_map(|stream| bells.get(stream)) {
@@ -283,7 +284,7 @@ impl Reader {
 
     fn tell_all(&self) {
         self.shared.woken.send_modify(|count| *count += 1);
-        self.shared.grown.send_replace(());
+        self.shared.grown.tell();
         for bell in self.shared.bells().values() {
             bell.send_replace(());
         }
