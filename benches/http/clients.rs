@@ -3,18 +3,20 @@
 use std::{
     io::Write as _,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use crate::load::Client;
+use crate::load::{Client, Turn};
 
 /// Bytes of an event's data.
 const DATA: usize = 200;
 /// Events of a stream that is read.
 pub const PAGE: usize = 100;
-const KIND: &str = "order-placed";
+/// Of every event.
+pub const KIND: &str = "order-placed";
+pub const ID: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
 /// Streams with known versions. Each connection of a row owns a share of them, so that it can say what it expects.
 pub struct Streams {
@@ -63,9 +65,12 @@ impl Streams {
 }
 
 /// JSON of 200 bytes.
-fn data() -> String {
-    let (head, tail) = (r#"{"order":"00001234","text":""#, "\"}");
-    format!("{head}{}{tail}", "x".repeat(DATA - head.len() - tail.len()))
+pub fn data() -> &'static str {
+    static TEXT: LazyLock<String> = LazyLock::new(|| {
+        let (head, tail) = (r#"{"order":"00001234","text":""#, "\"}");
+        format!("{head}{}{tail}", "x".repeat(DATA - head.len() - tail.len()))
+    });
+    &TEXT
 }
 
 /// `POST /streams/{id}/events` with `If-Match`.
@@ -102,36 +107,30 @@ impl Client for HttpAppend {
 pub struct RawAppend {
     share: Share,
     function: String,
-    tail: Vec<u8>,
 }
 
 impl RawAppend {
     pub fn new(share: Share, function: &str) -> Self {
-        let mut tail = Vec::new();
-        for argument in ["01890a5d-ac96-774b-bcce-b302099a8057", "", KIND, &data(), "{}"] {
-            bulk(&mut tail, argument);
-        }
-        Self { share, function: function.to_owned(), tail }
+        Self { share, function: function.to_owned() }
     }
+}
+
+/// A call of the append function: one event, at the version behind this one.
+pub fn call_append(out: &mut Vec<u8>, function: &str, stream: &str, version: &str) {
+    let keys = [&format!("events:{stream}"), "log", &format!("ids:{stream}"), &format!("stream:{stream}")];
+    let head = ["FCALL", function, "4"];
+    let arguments = [version, "", "", stream, ID, "", KIND, data(), "{}"];
+    command(out, &[&head[..], &keys, &arguments].concat());
 }
 
 impl Client for RawAppend {
     fn request(&mut self, out: &mut Vec<u8>) {
         let (stream, version) = self.share.next();
-        out.extend_from_slice(b"*16\r\n$5\r\nFCALL\r\n");
-        bulk(out, &self.function);
-        for argument in ["4", &format!("events:{stream}"), "log", &format!("ids:{stream}"), &format!("stream:{stream}")]
-        {
-            bulk(out, argument);
-        }
-        for argument in [&version.to_string(), "", "", &stream] {
-            bulk(out, argument);
-        }
-        out.extend_from_slice(&self.tail);
+        call_append(out, &self.function, &stream, &version.to_string());
     }
 
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
-        let length = resp_reply(input)?;
+        let length = resp_replies(input, 1)?;
         self.share.appended();
         Some(length)
     }
@@ -157,6 +156,10 @@ impl Client for HttpRead {
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
         http_reply(input, b"HTTP/1.1 200")
     }
+
+    fn turn(&self) -> Turn {
+        Turn::Over(PAGE)
+    }
 }
 
 /// `XRANGE`
@@ -166,11 +169,8 @@ pub struct RawRead {
 
 impl RawRead {
     pub fn new(index: usize) -> Self {
-        let mut request = b"*6\r\n".to_vec();
-        let key = format!("events:page-{index:08}");
-        for argument in ["XRANGE", &key, "-", "+", "COUNT", &PAGE.to_string()] {
-            bulk(&mut request, argument);
-        }
+        let (mut request, key) = (Vec::new(), format!("events:page-{index:08}"));
+        command(&mut request, &["XRANGE", &key, "-", "+", "COUNT", &PAGE.to_string()]);
         Self { request }
     }
 }
@@ -181,7 +181,11 @@ impl Client for RawRead {
     }
 
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
-        resp_reply(input)
+        resp_replies(input, 1)
+    }
+
+    fn turn(&self) -> Turn {
+        Turn::Over(PAGE)
     }
 }
 
@@ -208,12 +212,20 @@ impl Client for HttpFill {
     }
 }
 
-fn bulk(out: &mut Vec<u8>, text: &str) {
+/// A command of Redis.
+pub fn command(out: &mut Vec<u8>, arguments: &[&str]) {
+    write!(out, "*{}\r\n", arguments.len()).expect("memory takes it");
+    for argument in arguments {
+        bulk(out, argument);
+    }
+}
+
+pub fn bulk(out: &mut Vec<u8>, text: &str) {
     write!(out, "${}\r\n{text}\r\n", text.len()).expect("memory takes it");
 }
 
 /// The length of a reply with a `content-length`, once it is all there.
-fn http_reply(input: &[u8], status: &[u8]) -> Option<usize> {
+pub fn http_reply(input: &[u8], status: &[u8]) -> Option<usize> {
     let head = input.windows(4).position(|bytes| bytes == b"\r\n\r\n")? + 4;
     assert!(input.starts_with(status), "{}", String::from_utf8_lossy(input));
     let length = input[..head].split(|byte| *byte == b'\n').find_map(|line| {
@@ -225,9 +237,9 @@ fn http_reply(input: &[u8], status: &[u8]) -> Option<usize> {
     (input.len() >= all).then_some(all)
 }
 
-/// The length of a reply, once it is all there.
-fn resp_reply(input: &[u8]) -> Option<usize> {
-    let (mut at, mut values) = (0, 1_i64);
+/// The length of so many replies, once they are all there.
+pub fn resp_replies(input: &[u8], count: usize) -> Option<usize> {
+    let (mut at, mut values) = (0, i64::try_from(count).expect("a count is small"));
     while values > 0 {
         let line = &input[at..];
         let end = line.iter().position(|byte| *byte == b'\n')?;
@@ -235,8 +247,9 @@ fn resp_reply(input: &[u8]) -> Option<usize> {
         values -= 1;
         match line[0] {
             b'$' => at += usize::try_from(number(line[1..end].trim_ascii())).map_or(0, |length| length + 2),
-            b'*' => values += number(line[1..end].trim_ascii()),
-            b':' => {}
+            // No entries is an array of no length.
+            b'*' => values += number(line[1..end].trim_ascii()).max(0),
+            b':' | b'+' => {}
             _ => panic!("{}", String::from_utf8_lossy(input)),
         }
         if at > input.len() {

@@ -14,6 +14,7 @@ use tokio::{
     net::{TcpStream, UnixStream},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::process;
 
@@ -27,6 +28,21 @@ pub trait Client: Send + 'static {
 
     /// The length of the reply at the beginning of `input`, once it is all there. Panics where it is no success.
     fn reply(&mut self, input: &[u8]) -> Option<usize>;
+
+    /// What the last reply means.
+    fn turn(&self) -> Turn {
+        Turn::Over(1)
+    }
+}
+
+/// A turn is one request with its reply, or several that belong together: its latency is noted, its events are counted.
+pub enum Turn {
+    /// It takes another request.
+    GoesOn,
+    /// It is over, and was about so many events.
+    Over(usize),
+    /// The same, and there is nothing left to ask for: the row ends.
+    Last(usize),
 }
 
 /// Where to connect.
@@ -38,12 +54,12 @@ pub enum Address {
 
 /// What a row gave in one round.
 pub struct Sample {
-    /// Replies a second.
+    /// Events a second.
     pub rate: f64,
-    /// Medians and tails, in microseconds.
+    /// Medians and tails of turns, in microseconds.
     pub p50: f64,
     pub p99: f64,
-    /// Processor time for each reply, in microseconds; of the HTTP server and of Redis where the row has one.
+    /// Processor time for each event, in microseconds; of the HTTP server and of Redis where the row has one.
     pub server_cpu: Option<f64>,
     pub redis_cpu: Option<f64>,
     pub generator_cpu: f64,
@@ -56,41 +72,49 @@ pub struct Pids {
     pub redis: Option<u32>,
 }
 
-/// The time in which replies count.
-#[derive(Clone, Copy)]
+/// What the connections of a row share: turns count from `from` until it is stopped.
+#[derive(Clone)]
 struct Window {
     from: Instant,
-    until: Instant,
+    stop: CancellationToken,
+    counted: Arc<Mutex<Counted>>,
 }
 
-/// Drives all clients for `duration`, after a tenth of it for warming up.
+/// Latencies of turns, in nanoseconds, and events.
+struct Counted {
+    turns: Histogram<u32>,
+    events: usize,
+}
+
+/// Drives all clients for `duration`, or until one says that nothing is left, after a tenth of it for warming up.
 pub async fn drive<C: Client>(address: &Address, clients: Vec<C>, duration: Duration, pids: Pids) -> Sample {
     let mut connections = Vec::with_capacity(clients.len());
     for client in clients {
         connections.push((connect(address).await, client));
     }
-    let from = Instant::now() + duration / 10;
-    let window = Window { from, until: from + duration };
-    let histogram = Histogram::<u32>::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are good");
-    let histogram = Arc::new(Mutex::new(histogram));
+    let turns = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are good");
+    let (from, stop) = (Instant::now() + duration / 10, CancellationToken::new());
+    let window = Window { from, stop: stop.clone(), counted: Arc::new(Mutex::new(Counted { turns, events: 0 })) };
     let mut tasks = JoinSet::new();
     for (stream, client) in connections {
-        tasks.spawn(converse(stream, client, window, Arc::clone(&histogram)));
+        tasks.spawn(converse(stream, client, window.clone()));
     }
     tokio::time::sleep_until(from.into()).await;
     let before = pids.cpu();
-    tokio::time::sleep_until(window.until.into()).await;
-    let after = pids.cpu();
+    let _ = tokio::time::timeout_at((from + duration).into(), stop.cancelled()).await;
+    stop.cancel();
+    let (after, took) = (pids.cpu(), from.elapsed());
     while let Some(ended) = tasks.join_next().await {
         ended.expect("a connection failed");
     }
 
-    let histogram = histogram.lock().expect("no holder panics");
+    let Counted { turns, events } = &*window.counted.lock().expect("no holder panics");
+    assert!(*events > 0, "nothing was left to be measured");
     #[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds are far below 2^52")]
-    let (count, us) = (histogram.len() as f64, |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0);
+    let (count, us) = (*events as f64, |quantile| turns.value_at_quantile(quantile) as f64 / 1000.0);
     let spent = |index: usize| Some(after[index]?.saturating_sub(before[index]?).as_secs_f64() * 1e6 / count);
     Sample {
-        rate: count / duration.as_secs_f64(),
+        rate: count / took.as_secs_f64(),
         p50: us(0.5),
         p99: us(0.99),
         server_cpu: spent(0),
@@ -105,18 +129,27 @@ pub async fn ask(address: &Address, mut client: impl Client) {
     exchange(&mut stream, &mut client, &mut Vec::new(), &mut Vec::new()).await;
 }
 
+/// Sends all that a client has to say.
+pub async fn ask_all(address: &Address, mut client: impl Client) {
+    let (mut stream, mut output, mut input) = (connect(address).await, Vec::new(), Vec::new());
+    while !matches!(client.turn(), Turn::Last(_)) {
+        exchange(&mut stream, &mut client, &mut output, &mut input).await;
+    }
+}
+
 impl Pids {
     /// Processor time so far: of the server, of Redis, of this process.
-    fn cpu(self) -> [Option<Duration>; 3] {
+    pub fn cpu(self) -> [Option<Duration>; 3] {
         [self.server, self.redis, Some(std::process::id())].map(|pid| pid.map(process::cpu))
     }
 }
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection over TCP or a unix socket.
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
-async fn connect(address: &Address) -> Box<dyn Connection> {
+pub async fn connect(address: &Address) -> Box<dyn Connection> {
     match address {
         Address::Tcp(address) => {
             let stream = TcpStream::connect(address).await.expect("the service accepts connections");
@@ -127,26 +160,28 @@ async fn connect(address: &Address) -> Box<dyn Connection> {
     }
 }
 
-async fn converse(
-    mut stream: Box<dyn Connection>,
-    mut client: impl Client,
-    window: Window,
-    histogram: Arc<Mutex<Histogram<u32>>>,
-) {
+async fn converse(mut stream: Box<dyn Connection>, mut client: impl Client, window: Window) {
     let (mut output, mut input) = (Vec::with_capacity(1024), Vec::with_capacity(INPUT));
     let mut began = Instant::now();
-    while began < window.until {
+    while !window.stop.is_cancelled() {
         exchange(&mut stream, &mut client, &mut output, &mut input).await;
+        let (Turn::Over(events) | Turn::Last(events)) = client.turn() else { continue };
         let now = Instant::now();
-        if now >= window.from && now < window.until {
+        if now >= window.from && !window.stop.is_cancelled() {
             let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
-            histogram.lock().expect("no holder panics").saturating_record(took);
+            let mut counted = window.counted.lock().expect("no holder panics");
+            counted.turns.saturating_record(took);
+            counted.events += events;
+        }
+        if let Turn::Last(_) = client.turn() {
+            window.stop.cancel();
         }
         began = now;
     }
 }
 
-async fn exchange(
+/// Sends a request, and reads its reply into `input`.
+pub async fn exchange(
     stream: &mut Box<dyn Connection>,
     client: &mut impl Client,
     output: &mut Vec<u8>,

@@ -70,9 +70,43 @@ fn free_address() -> SocketAddr {
 
 /// Processor time of a process so far, its own and the kernel's for it; zero where there is no `/proc`.
 pub fn cpu(pid: u32) -> Duration {
+    scheduled(pid).unwrap_or_else(|| ticked(pid))
+}
+
+/// To the nanosecond, of the threads that live; none that works ends while it is measured. `None` where the kernel does
+/// not count so.
+fn scheduled(pid: u32) -> Option<Duration> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let spent = |thread: fs::DirEntry| -> Option<u64> {
+        fs::read_to_string(thread.path().join("schedstat")).ok()?.split(' ').next()?.parse().ok()
+    };
+    let nanos = threads.filter_map(|thread| spent(thread.ok()?)).sum();
+    (nanos > 0).then(|| Duration::from_nanos(nanos))
+}
+
+/// In whole ticks.
+fn ticked(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The second field is a name in brackets, in which anything may stand; utime and stime are the 14th and 15th.
     let fields = stat.rsplit_once(") ").map(|(_, fields)| fields).unwrap_or_default();
     let ticks: u32 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
     TICK * ticks
+}
+
+/// Memory of a process that is in use, in KiB: what the kernel holds for its connections does not count. Zero where there
+/// is no `/proc`.
+pub fn memory(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    resident.and_then(|text| text.trim().trim_end_matches(" kB").parse().ok()).unwrap_or_default()
+}
+
+/// Lets this process open as many files as it may; says how many that are.
+pub fn raise_descriptor_limit() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Where that fails, the limit stays what it was.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX))
 }

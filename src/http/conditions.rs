@@ -97,6 +97,12 @@ impl Conditions {
         Ok(Self { expected: tags_of(headers, &header::IF_MATCH)?, known: tags_of(headers, &header::IF_NONE_MATCH)? })
     }
 
+    /// Whether they expect that something is there.
+    #[must_use]
+    pub fn expect_something(&self) -> bool {
+        self.expected.is_some()
+    }
+
     /// Whether there are any.
     #[must_use]
     pub fn any(&self) -> bool {

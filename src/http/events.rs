@@ -2,13 +2,17 @@
 
 use axum::{
     body::Body,
-    http::{HeaderValue, header},
+    http::{HeaderName, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::model::Event;
+
+/// Of what changes: a cache asks again each time.
+pub const NO_CACHE: [(HeaderName, HeaderValue); 1] =
+    [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
 
 /// A stored event. Never changes.
 #[derive(Serialize, ToSchema)]

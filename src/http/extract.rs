@@ -223,6 +223,20 @@ fn decode(text: &str) -> Option<String> {
     percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
 }
 
+/// That a read which waits goes forward.
+///
+/// # Errors
+/// `invalid-parameter`
+pub fn forward_only(direction: Direction) -> Result<(), Problem> {
+    match direction {
+        Direction::Forward => Ok(()),
+        Direction::Backward => {
+            let detail = "What comes is at the head: wait goes with direction=forward.";
+            Err(Problem::new(Code::InvalidParameter, detail))
+        }
+    }
+}
+
 /// `Idempotency-Key` (draft-ietf-httpapi-idempotency-key-header-07): a quoted string (RFC 9651 §3.3.3), or the bare text.
 ///
 /// # Errors

@@ -6,8 +6,8 @@ use std::{
 };
 
 use axum::{
-    body::Body,
-    http::{HeaderName, HeaderValue, header},
+    body::{Body, Bytes},
+    http::{HeaderMap, HeaderName, HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use futures::stream;
@@ -122,6 +122,17 @@ impl Place {
     }
 }
 
+/// Where a client that comes back wants to go on; `None` where it does not.
+///
+/// # Errors
+/// `invalid-request`
+pub fn last_event_id<T>(headers: &HeaderMap, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, Problem> {
+    let Some(last) = headers.get(LAST_EVENT_ID) else { return Ok(None) };
+    let last = last.to_str().ok().and_then(parse);
+    last.map(Some)
+        .ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is the id of an event of this feed."))
+}
+
 /// How a feed goes.
 #[derive(Clone, Copy, Debug)]
 pub struct FeedOptions {
@@ -145,8 +156,40 @@ struct Feed {
     told: bool,
     ended: bool,
     wrote: Instant,
-    chunk: Vec<u8>,
+    chunk: Chunk,
     _permit: OwnedSemaphorePermit,
+}
+
+/// What goes out next: one event as others are sent it too, or what was written for this client alone.
+#[derive(Default)]
+struct Chunk {
+    shared: Bytes,
+    own: Vec<u8>,
+}
+
+impl Chunk {
+    fn is_empty(&self) -> bool {
+        self.shared.is_empty() && self.own.is_empty()
+    }
+
+    /// Adds what others are sent too: by itself it is not copied.
+    fn share(&mut self, frame: &Bytes) {
+        if self.is_empty() {
+            self.shared = frame.clone();
+        } else {
+            self.own().extend_from_slice(frame);
+        }
+    }
+
+    /// To be written at the end of.
+    fn own(&mut self) -> &mut Vec<u8> {
+        self.own.extend_from_slice(&mem::take(&mut self.shared));
+        &mut self.own
+    }
+
+    fn take(&mut self) -> Bytes {
+        if self.shared.is_empty() { mem::take(&mut self.own).into() } else { mem::take(&mut self.shared) }
+    }
 }
 
 /// How a feed is to go, and that nothing is asked of it that only pages have.
@@ -176,12 +219,16 @@ pub fn no_feed(query: &Query) -> Result<(), Problem> {
 /// Answers with a feed.
 ///
 /// # Errors
-/// What the first look finds wrong; `overloaded` where too many follow or wait.
-pub async fn feed(app: &App, mut follower: Follower, options: FeedOptions) -> Result<Response, Problem> {
-    let permit = app.wait_permit()?;
+/// What the first look finds wrong.
+pub async fn feed(
+    app: &App,
+    permit: OwnedSemaphorePermit,
+    mut follower: Follower,
+    options: FeedOptions,
+) -> Result<Response, Problem> {
     let place = follower.place();
     let first = follower.look(options.limit.map_or(PIECE, |limit| limit.min(PIECE))).await?;
-    let chunk = if options.form == Form::EventStream { PREAMBLE.to_vec() } else { Vec::new() };
+    let shared = Bytes::from_static(if options.form == Form::EventStream { PREAMBLE } else { b"" });
     let feed = Feed {
         app: app.clone(),
         follower,
@@ -191,7 +238,7 @@ pub async fn feed(app: &App, mut follower: Follower, options: FeedOptions) -> Re
         told: false,
         ended: false,
         wrote: Instant::now(),
-        chunk,
+        chunk: Chunk { shared, own: Vec::new() },
         _permit: permit,
     };
     let chunks = stream::unfold(Box::new(feed), |mut feed| async move {
@@ -212,27 +259,34 @@ pub fn feed_headers(form: Form) -> [(HeaderName, HeaderValue); 3] {
 
 impl Feed {
     /// The next piece; `None` at the end.
-    async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
+    async fn next(&mut self) -> Option<io::Result<Bytes>> {
         while !self.ended {
             if self.resting {
                 self.rest().await;
+            } else if self.app.closing.is_cancelled() && self.options.follow {
+                // It could go on for long: whoever comes back goes on elsewhere.
+                self.ended = true;
             }
             if self.chunk.is_empty() && !self.ended {
                 match self.look().await {
                     Ok((batch, place)) => self.take(&batch, place),
-                    Err(error) if error.is_passing() => self.pause().await,
+                    Err(error) if error.is_passing() && !self.app.closing.is_cancelled() => self.pause().await,
                     Err(error) => {
                         self.ended = true;
                         match self.options.form {
                             Form::EventStream => self.write_problem(error),
+                            // Without its end marker: whoever reads lines must not take these for all.
                             _ => return Some(Err(io::Error::other(error))),
                         }
                     }
                 }
             }
+            if self.chunk.is_empty() && !self.ended && self.wrote.elapsed() > HEARTBEAT {
+                self.write_heartbeat();
+            }
             if !self.chunk.is_empty() {
                 self.wrote = Instant::now();
-                return Some(Ok(mem::take(&mut self.chunk)));
+                return Some(Ok(self.chunk.take()));
             }
         }
         None
@@ -261,18 +315,26 @@ impl Feed {
         self.resting = false;
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
-            () = self.app.closing.cancelled() => self.ended = true,
-        }
-        if self.wrote.elapsed() > HEARTBEAT {
-            self.write_heartbeat();
+            () = self.app.closing.cancelled() => {}
         }
     }
 
     /// Writes what came.
     fn take(&mut self, batch: &Batch, mut place: Place) {
+        let partitions = self.app.store.partitions().count();
+        let same = batch.shared && partitions == 1 && self.options.form == Form::EventStream;
         for live in &batch.events {
             place.pass(&self.app, live);
-            self.write_event(live, &place);
+            if same {
+                // With one partition the place behind an event does not depend on where a follower came from.
+                self.chunk.share(live.frame(|| {
+                    let mut frame = Vec::new();
+                    write_event(self.options.form, live, &place, &mut frame);
+                    frame.into()
+                }));
+            } else {
+                write_event(self.options.form, live, &place, self.chunk.own());
+            }
         }
         if let Some(left) = &mut self.options.limit {
             *left = left.saturating_sub(batch.events.len());
@@ -294,30 +356,18 @@ impl Feed {
         self.ended = batch.caught_up && !self.options.follow;
     }
 
-    fn write_event(&mut self, live: &LiveEvent, place: &Place) {
-        let token = place.token().unwrap_or_default();
-        let parts: [&[u8]; 5] = match self.options.form {
-            Form::EventStream => [b"id: ", token.as_bytes(), b"\ndata: ", &live.line, b"\n\n"],
-            // The event is an object, and not an empty one.
-            _ => [b"{\"cursor\":\"", token.as_bytes(), b"\",", live.line.get(1..).unwrap_or_default(), b"\n"],
-        };
-        for part in parts {
-            self.chunk.extend_from_slice(part);
-        }
-    }
-
     /// A line that moves the place of whoever comes back, and is no event.
     fn write_id(&mut self) {
         if let (Form::EventStream, Some(token)) = (self.options.form, self.follower.place().token()) {
-            self.chunk.extend_from_slice(format!("id: {token}\n\n").as_bytes());
+            self.chunk.own().extend_from_slice(format!("id: {token}\n\n").as_bytes());
         }
     }
 
     fn write_heartbeat(&mut self) {
-        self.chunk.extend_from_slice(if self.options.form == Form::EventStream { b":\n" } else { b"\n" });
+        self.chunk.own().extend_from_slice(if self.options.form == Form::EventStream { b":\n" } else { b"\n" });
         self.write_id();
-        if self.options.form == Form::EventStream && self.chunk.ends_with(b":\n") {
-            self.chunk.push(b'\n');
+        if self.options.form == Form::EventStream && self.chunk.own().ends_with(b":\n") {
+            self.chunk.own().push(b'\n');
         }
     }
 
@@ -326,17 +376,30 @@ impl Feed {
             return;
         }
         if let Some(token) = self.follower.place().token() {
-            self.chunk.extend_from_slice(format!("id: {token}\n").as_bytes());
+            self.chunk.own().extend_from_slice(format!("id: {token}\n").as_bytes());
         }
-        self.chunk.extend_from_slice(b"event: caught-up\ndata: {}\n\n");
+        self.chunk.own().extend_from_slice(b"event: caught-up\ndata: {}\n\n");
     }
 
     fn write_problem(&mut self, error: Error) {
         let id = Uuid::now_v7();
         let problem = Problem::from(error);
         tracing::warn!(problem = %id, code = problem.code().facts().1, "a feed ended");
-        self.chunk.extend_from_slice(b"event: problem\ndata: ");
-        self.chunk.extend_from_slice(&problem.document(id));
-        self.chunk.extend_from_slice(b"\n\n");
+        self.chunk.own().extend_from_slice(b"event: problem\ndata: ");
+        self.chunk.own().extend_from_slice(&problem.document(id));
+        self.chunk.own().extend_from_slice(b"\n\n");
+    }
+}
+
+fn write_event(form: Form, live: &LiveEvent, place: &Place, out: &mut Vec<u8>) {
+    let token = place.token().unwrap_or_default();
+    let parts: [&[u8]; 5] = match form {
+        Form::EventStream => [b"id: ", token.as_bytes(), b"\ndata: ", &live.line, b"\n\n"],
+        // The event is an object, and not an empty one.
+        _ => [b"{\"cursor\":\"", token.as_bytes(), b"\",", live.line.get(1..).unwrap_or_default(), b"\n"],
+    };
+    out.reserve(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        out.extend_from_slice(part);
     }
 }

@@ -2,7 +2,7 @@
 
 use axum::{
     extract::{RawQuery, State},
-    http::{HeaderMap, HeaderValue, Method, header},
+    http::{HeaderMap, Method},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
@@ -12,9 +12,9 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     App, Wait,
     accept::{Form, form},
-    events::{EventDocument, json_response, write_events},
-    extract::{Headers, Query, stream_id},
-    feeds::{Follower, LAST_EVENT_ID, feed, feed_headers, feed_options, no_feed},
+    events::{EventDocument, NO_CACHE, json_response, write_events},
+    extract::{Headers, Query, forward_only, stream_id},
+    feeds::{Follower, feed, feed_headers, feed_options, last_event_id, no_feed},
     problem::{Code, Problem},
 };
 use crate::{
@@ -81,62 +81,111 @@ pub async fn read_log(
     const KNOWN: &[&str] = &["after", "from_time", "limit", "stream", "partition", "direction", "wait", "follow"];
     let query = Query::parse_with_lists(&query, KNOWN, &["category", "type"])?;
     let form = form(&headers, Form::ALL)?;
-    let request = Request::of(&app, &query, &headers, form).await?;
-    if form == Form::Json {
-        no_feed(&query)?;
-        let wait = app.wait(&query)?;
-        return request.page(&app, &wait).await;
+    let request = Request::parse(&app, &query, &headers, form)?;
+    if form != Form::Json {
+        let options = feed_options(&app, &query, form)?;
+        if method == Method::HEAD {
+            return Ok(feed_headers(form).into_response());
+        }
+        let permit = app.wait_permit()?;
+        let cursor = request.cursor(&app).await?;
+        let follower = app.store.follow_log(cursor, request.partition, request.filter);
+        return feed(&app, permit, Follower::Log(Box::new(follower)), options).await;
     }
-    let options = feed_options(&app, &query, form)?;
+    no_feed(&query)?;
     if method == Method::HEAD {
-        return Ok(feed_headers(form).into_response());
+        query.wait()?;
+        return Ok((NO_CACHE, json_response(Vec::new())).into_response());
     }
-    let Request { cursor, partition, filter, .. } = request;
-    feed(&app, Follower::Log(Box::new(app.store.follow_log(cursor, partition, filter))), options).await
+    let wait = app.wait(&query)?;
+    if wait.is_some() {
+        forward_only(request.direction)?;
+    }
+    request.page(&app, &wait).await
 }
 
 /// What is asked of the log.
 struct Request {
-    cursor: Cursor,
+    from: From,
     partition: Option<Partition>,
     limit: usize,
     direction: Direction,
     filter: LogFilter,
 }
 
+/// Where to begin.
+enum From {
+    /// At the beginning; going backward, at the end.
+    Outset,
+    End,
+    Time(u64),
+    At(Cursor),
+}
+
 impl Request {
-    async fn of(app: &App, query: &Query, headers: &HeaderMap, form: Form) -> Result<Self, Problem> {
+    fn parse(app: &App, query: &Query, headers: &HeaderMap, form: Form) -> Result<Self, Problem> {
         let partitions = app.store.partitions();
-        let partition = partition(query, partitions)?;
-        let direction = query.direction()?;
-        if direction == Direction::Backward && partition.is_none() && partitions.count() > 1 {
-            let detail = "There is no order across partitions: read each backward, with partition.";
-            return Err(Problem::new(Code::InvalidParameter, detail));
-        }
-        let cursor = cursor(app, query, headers, form).await?;
+        let (direction, filter) = (query.direction()?, filter(app, query)?);
+        // A stream is in one partition: the others need not be asked.
+        let own = filter.stream.as_ref().map(|stream| app.store.partition(stream));
+        let partition = partition(query, partitions)?.or(own);
         let limit = query.limit(100, app.limits.page_events)?;
-        Ok(Self { cursor, partition, limit, direction, filter: filter(app, query)? })
+        let mut from = From::parse(query, partitions)?;
+        if direction == Direction::Backward {
+            if partition.is_none() && partitions.count() > 1 {
+                let detail = "There is no order across partitions: read each backward, with partition.";
+                return Err(Problem::new(Code::InvalidParameter, detail));
+            }
+            from = match from {
+                From::Outset if query.get("after").is_none() => From::Outset,
+                From::End => From::Outset,
+                From::At(cursor) => From::At(cursor),
+                From::Outset | From::Time(_) => {
+                    let detail = "Going backward, after is a cursor or end, and from_time does not go with it.";
+                    return Err(Problem::new(Code::InvalidParameter, detail));
+                }
+            };
+        }
+        if form != Form::Json
+            && let Some(cursor) = last_event_id(headers, |text| Cursor::parse(text, partitions))?
+        {
+            from = From::At(cursor);
+        }
+        Ok(Self { from, partition, limit, direction, filter })
+    }
+
+    /// The cursor to begin with.
+    async fn cursor(&self, app: &App) -> Result<Cursor, Problem> {
+        let partitions = app.store.partitions();
+        let mut cursor = Cursor::beginning(partitions);
+        for partition in partitions.all().filter(|one| self.partition.is_none_or(|wanted| wanted == *one)) {
+            let place = match &self.from {
+                From::Outset => break,
+                From::At(cursor) => return Ok(cursor.clone()),
+                From::End => app.store.log_end(partition).await?,
+                From::Time(time) => app.store.log_place_before(partition, *time).await?,
+            };
+            cursor.places[usize::from(partition.get())] = place;
+        }
+        Ok(cursor)
     }
 
     async fn page(self, app: &App, wait: &Wait) -> Result<Response, Problem> {
+        let cursor = self.cursor(app).await?;
         if wait.is_some() {
-            if self.direction == Direction::Backward {
-                let detail = "What comes is at the head: wait goes with direction=forward.";
-                return Err(Problem::new(Code::InvalidParameter, detail));
-            }
-            let log = app.store.follow_log(self.cursor, self.partition, self.filter);
+            let log = app.store.follow_log(cursor, self.partition, self.filter);
             let mut follower = Follower::Log(Box::new(log));
             let batch = follower.poll(app, self.limit, wait.until).await?;
             let Follower::Log(log) = follower else { unreachable!("it follows the log") };
             return Ok(answer(batch.events.iter().map(|live| &live.event), log.cursor(), batch.caught_up));
         }
-        let (events, cursor, caught_up) = self.read_in_turn(app).await?;
+        let (events, cursor, caught_up) = self.read_in_turn(app, cursor).await?;
         Ok(answer(events.iter(), &cursor, caught_up))
     }
 
     /// Fills a page from the partitions, beginning with the one whose turn it is. Each is asked once.
-    async fn read_in_turn(self, app: &App) -> Result<(Vec<Event>, Cursor, bool), Problem> {
-        let Self { mut cursor, partition, limit, direction, filter } = self;
+    async fn read_in_turn(self, app: &App, mut cursor: Cursor) -> Result<(Vec<Event>, Cursor, bool), Problem> {
+        let Self { partition, limit, direction, filter, .. } = self;
         let partitions = partition.map_or_else(|| app.store.partitions().all().collect(), |one| vec![one]);
         let mut request = LogRequest { limit, bytes: PAGE_BYTES, direction, filter };
         let mut events = Vec::new();
@@ -146,14 +195,14 @@ impl Request {
             let index = (first + step) % partitions.len();
             let (partition, number) = (partitions[index], usize::from(partitions[index].get()));
             request.limit = limit - events.len();
-            if request.limit == 0 {
+            if request.limit == 0 || request.bytes == 0 {
                 // The page is full: whether this partition has more is for the next page to say.
                 caught_up = false;
                 break;
             }
             let page = app.store.read_log(partition, cursor.places[number], &request).await?;
-            cursor.places[number] = page.place;
-            cursor.turn = (index + 1) % partitions.len();
+            cursor.pass(partition, page.place);
+            request.bytes = request.bytes.saturating_sub(bytes_of(&page.events));
             caught_up &= page.caught_up;
             events.extend(page.events);
         }
@@ -175,39 +224,20 @@ fn filter(app: &App, query: &Query) -> Result<LogFilter, Problem> {
     })
 }
 
-/// Where to begin.
-async fn cursor(app: &App, query: &Query, headers: &HeaderMap, form: Form) -> Result<Cursor, Problem> {
-    let partitions = app.store.partitions();
-    let read = |text: &str| Cursor::parse(text, partitions);
-    let (after, time) = (query.get("after"), query.parsed("from_time", "a time as in RFC 3339", parse_rfc3339)?);
-    if after.is_some() && time.is_some() {
-        return Err(Problem::new(Code::InvalidParameter, "Send after or from_time, not both."));
-    }
-    let last = headers.get(LAST_EVENT_ID).filter(|_| form != Form::Json);
-    if let Some(last) = last {
-        let last = last.to_str().ok().and_then(read);
-        return last
-            .ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is the id of an event of this feed."));
-    }
-    let mut cursor = Cursor::beginning(partitions);
-    match (after, time) {
-        (None | Some("beginning"), None) => {}
-        (Some("end"), _) => {
-            for (partition, place) in partitions.all().zip(&mut cursor.places) {
-                *place = app.store.log_end(partition).await?;
-            }
-        }
-        (_, Some(time)) => {
-            for (partition, place) in partitions.all().zip(&mut cursor.places) {
-                *place = app.store.log_place_before(partition, time).await?;
-            }
-        }
-        (Some(_), None) => {
-            let given = query.parsed("after", "a cursor of this store, beginning or end", read)?;
-            cursor = given.unwrap_or(cursor);
+impl From {
+    fn parse(query: &Query, partitions: Partitions) -> Result<Self, Problem> {
+        let time = query.parsed("from_time", "a time as in RFC 3339", parse_rfc3339)?;
+        let read = |text: &str| match text {
+            "beginning" => Some(Self::Outset),
+            "end" => Some(Self::End),
+            text => Cursor::parse(text, partitions).map(Self::At),
+        };
+        match (query.parsed("after", "a cursor of this store, beginning or end", read)?, time) {
+            (Some(_), Some(_)) => Err(Problem::new(Code::InvalidParameter, "Send after or from_time, not both.")),
+            (after, None) => Ok(after.unwrap_or(Self::Outset)),
+            (None, Some(time)) => Ok(Self::Time(time)),
         }
     }
-    Ok(cursor)
 }
 
 fn answer<'a>(events: impl Iterator<Item = &'a Event> + Clone, cursor: &Cursor, caught_up: bool) -> Response {
@@ -215,6 +245,5 @@ fn answer<'a>(events: impl Iterator<Item = &'a Event> + Clone, cursor: &Cursor, 
     body.extend_from_slice(b"{\"events\":");
     write_events(&mut body, events);
     body.extend_from_slice(format!(",\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token()).as_bytes());
-    let no_cache = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
-    (no_cache, json_response(body)).into_response()
+    (NO_CACHE, json_response(body)).into_response()
 }

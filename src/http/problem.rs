@@ -269,7 +269,7 @@ fn advice(error: &Error) -> String {
              Send the same events as the first time, or only new ones."
         ),
         Error::HistoryDiverged { head } => format!(
-            "The event that the cursor names is not there any more; the log ends at position {head}. \
+            "The event that the cursor names is not there any more; the newest that there is has number {head}. \
              The store was restored or lost its last events: read again from the beginning."
         ),
         Error::OutcomeUnknown => {

@@ -1,11 +1,11 @@
 //! The routes with all layers around them.
 
-use std::{any::Any, convert::Infallible, panic::AssertUnwindSafe};
+use std::{any::Any, convert::Infallible, future, panic::AssertUnwindSafe};
 
 use axum::{
     BoxError, Router,
     body::{Body, Bytes, HttpBody},
-    http::{Request, StatusCode},
+    http::{HeaderValue, Request, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use futures::FutureExt as _;
@@ -13,8 +13,8 @@ use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn, util::Either};
 use tower_http::{
     CompressionLevel,
     compression::{
-        CompressionBody, CompressionLayer,
-        predicate::{NotForContentType, Predicate as _, SizeAbove},
+        Compression,
+        predicate::{NotForContentType, Predicate, SizeAbove},
     },
     cors::{Cors, CorsLayer},
 };
@@ -28,12 +28,12 @@ const COMPRESS_FROM: u64 = 1024;
 
 /// Answers every request whose body is a `B`.
 pub trait Answers<B>:
-    Service<Request<B>, Response = Response<CompressionBody<Body>>, Error = Infallible, Future: Send> + Clone + Send
+    Service<Request<B>, Response = Response, Error = Infallible, Future: Send> + Clone + Send
 {
 }
 
 impl<B, S> Answers<B> for S where
-    S: Service<Request<B>, Response = Response<CompressionBody<Body>>, Error = Infallible, Future: Send> + Clone + Send
+    S: Service<Request<B>, Response = Response, Error = Infallible, Future: Send> + Clone + Send
 {
 }
 
@@ -69,17 +69,35 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// service and a boxed future.
 fn layered<B: RequestBody>(router: Router, cors: Option<CorsLayer>) -> impl Answers<B> {
     let router = ServiceBuilder::new().option_layer(cors).service(router);
+    let answered = service_fn(move |request: Request<B>| {
+        let router = router.clone();
+        async move {
+            let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter().cloned().collect();
+            let response = request::envelope(request, |request| routed(router, request)).await;
+            Ok(if compress().should_compress(&response) { compressed(response, accepted).await } else { response })
+        }
+    });
+    ServiceBuilder::new().map_request(request::without_refused_identity).service(answered)
+}
+
+/// Which answers are compressed, for clients that accept it.
+fn compress() -> impl Predicate {
     // A coder would hold back what should go out at once.
     let feeds = NotForContentType::SSE.and(NotForContentType::const_new(Form::Ndjson.media_type()));
-    let compress = SizeAbove::new(COMPRESS_FROM).and(feeds);
-    let enveloped = service_fn(move |request: Request<B>| {
-        let router = router.clone();
-        async move { Ok(request::envelope(request, |request| routed(router, request)).await) }
+    SizeAbove::new(COMPRESS_FROM).and(feeds)
+}
+
+/// Compresses an answer. Around all of them the layer would give each the room of an encoder (6 KB that every answer moves
+/// several times, and hyper keeps for as long as a connection lives), used or not.
+async fn compressed(response: Response, accepted: Vec<HeaderValue>) -> Response {
+    let mut request = Request::new(());
+    request.headers_mut().extend(accepted.into_iter().map(|coding| (header::ACCEPT_ENCODING, coding)));
+    let mut response = Some(response);
+    let answer = service_fn(move |_: Request<()>| {
+        future::ready(Ok::<_, Infallible>(response.take().expect("it is asked once")))
     });
-    ServiceBuilder::new()
-        .map_request(request::without_refused_identity)
-        .layer(CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(compress))
-        .service(enveloped)
+    let layer = Compression::new(answer).quality(CompressionLevel::Fastest).compress_when(compress());
+    layer.oneshot(request).await.unwrap_or_else(|never| match never {}).map(Body::new)
 }
 
 /// The router's answer; that to a panic, where a handler panicked.

@@ -4,7 +4,6 @@ use std::io::Write as _;
 
 use axum::{
     extract::{RawQuery, State},
-    http::{HeaderValue, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Serialize;
@@ -14,7 +13,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     App,
     accept::accepts_json,
-    events::json_response,
+    events::{NO_CACHE, json_response},
     extract::{Headers, Query},
     problem::Problem,
 };
@@ -103,6 +102,5 @@ pub async fn list_streams(
     }
     write!(body, "],\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token())
         .expect("writing to memory cannot fail");
-    let no_cache = [(header::CACHE_CONTROL, HeaderValue::from_static("private, no-cache"))];
-    Ok((no_cache, json_response(body)).into_response())
+    Ok((NO_CACHE, json_response(body)).into_response())
 }

@@ -17,12 +17,12 @@ use super::{
     conditions::Conditions,
     etag,
     events::{EventDocument, json_response, write_events},
-    extract::{EventPath, Headers, Query, StreamPath},
-    feeds::{Follower, LAST_EVENT_ID, feed, feed_options, no_feed},
+    extract::{EventPath, Headers, Query, StreamPath, forward_only},
+    feeds::{Follower, feed, feed_headers, feed_options, last_event_id, no_feed},
     problem::{Code, Problem},
 };
 use crate::{
-    model::{Fingerprint, StreamCursor, StreamId, Version},
+    model::{StreamCursor, StreamId, Version},
     store::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of},
 };
 
@@ -41,8 +41,9 @@ pub struct StreamPageDocument {
     /// The stream's id.
     #[schema(example = "order-12345")]
     stream: String,
-    /// The stream's version. Absent from full pages below the head where shared caches may keep them.
-    #[schema(minimum = 1, required = false, example = 1)]
+    /// The stream's version; 0 where a request waited for a stream that did not come. Absent from full pages below the
+    /// head where shared caches may keep them.
+    #[schema(minimum = 0, required = false, example = 1)]
     version: i64,
     /// The events, in the order asked for.
     events: Vec<EventDocument>,
@@ -63,7 +64,7 @@ pub struct StreamPageDocument {
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("from" = inline(Option<i64>), Query, description = "First version wanted (default: the first; backward: the newest)", minimum = 1, maximum = 9_007_199_254_740_991_i64),
         ("to" = inline(Option<i64>), Query, description = "Last version wanted (default: the newest; backward: the first)", minimum = 1, maximum = 9_007_199_254_740_991_i64),
-        ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100)", minimum = 1, maximum = 1000),
+        ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100); ends a feed, which otherwise has no limit", minimum = 1, maximum = 1000),
         ("direction" = inline(Option<super::DirectionName>), Query, description = "`forward` (default) or `backward`"),
         ("wait" = inline(Option<i32>), Query, description = "How many seconds to wait where there is nothing new (default 0)", minimum = 0, maximum = 60),
         ("follow" = inline(Option<bool>), Query, description = "Whether lines go on at the head; server-sent events always do"),
@@ -74,8 +75,8 @@ pub struct StreamPageDocument {
     responses(
         (status = 200, description = "A page, or a feed",
             content((StreamPageDocument = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson")), headers(
-            ("ETag" = String, description = "The stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept"),
-            ("Link" = String, description = "`next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
+            ("ETag" = String, description = "Of pages: the stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept; of feeds `no-cache, no-transform`"),
+            ("Link" = String, description = "Of pages: `next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
         (status = 406, response = super::responses::NotAcceptable), (status = 409, response = super::responses::Diverged), (status = 410, response = super::responses::Gone),
@@ -93,19 +94,23 @@ pub async fn read_stream(
     let request = page_request(&query, &app)?;
     if form != Form::Json {
         let options = feed_options(&app, &query, form)?;
-        let (version, fingerprint) = stream_place(&headers, request)?;
+        let last = last_event_id(&headers, StreamCursor::parse)?;
+        let (version, fingerprint) = match last {
+            Some(last) => (last.version, Some(last.fingerprint)),
+            None => (request.from.unwrap_or(Version::FIRST).minus(1), None),
+        };
+        let permit = app.wait_permit()?;
         let follower = app.store.follow_stream(&stream, version, fingerprint);
-        return feed(&app, Follower::Stream(Box::new(follower)), options).await;
+        return feed(&app, permit, Follower::Stream(Box::new(follower)), options).await;
     }
     no_feed(&query)?;
     let (conditions, wait) = (Conditions::of(&headers)?, app.wait(&query)?);
+    if wait.is_some() {
+        forward_only(request.direction)?;
+    }
     let news = read_page(&app, &stream, request, &conditions).await;
     if !wait.is_some() {
         return news.map(News::into_response);
-    }
-    if request.direction == Direction::Backward {
-        let detail = "What comes is at the head: wait goes with direction=forward.";
-        return Err(Problem::new(Code::InvalidParameter, detail));
     }
     await_news(&app, &stream, request, &conditions, &wait, news).await
 }
@@ -156,28 +161,19 @@ async fn await_news(
     loop {
         let known = match &news {
             Ok(News::None(version, _)) => *version,
-            Err(problem) if problem.code() == Code::StreamNotFound => Version::ZERO,
+            Err(problem) if problem.code() == Code::StreamNotFound && !conditions.expect_something() => Version::ZERO,
             _ => return news.map(News::into_response),
         };
         if Instant::now() >= wait.until || app.closing.is_cancelled() {
+            let Err(_) = news else { return news.map(News::into_response) };
+            let unchanged = conditions.judge(Version::ZERO, fresh_headers(Some(Version::ZERO)))?;
             let nothing = Page { version: Version::ZERO, events: Vec::new(), next: None };
-            return news.map(News::into_response).or_else(|_| Ok(page_answer(app, stream, request, &nothing)));
+            return Ok(unchanged.unwrap_or_else(|| page_answer(app, stream, request, &nothing)));
         }
         let mut follower = Follower::Stream(Box::new(app.store.follow_stream(stream, known.max(before), None)));
         follower.poll(app, 1, wait.until).await?;
         news = read_page(app, stream, request, conditions).await;
     }
-}
-
-/// Where a feed of a stream begins.
-fn stream_place(headers: &HeaderMap, request: PageRequest) -> Result<(Version, Option<Fingerprint>), Problem> {
-    let Some(last) = headers.get(LAST_EVENT_ID) else {
-        return Ok((request.from.unwrap_or(Version::FIRST).minus(1), None));
-    };
-    let last = last.to_str().ok().and_then(StreamCursor::parse);
-    let last =
-        last.ok_or_else(|| Problem::new(Code::InvalidRequest, "Last-Event-ID is the id of an event of this feed."))?;
-    Ok((last.version, Some(last.fingerprint)))
 }
 
 /// Look up a stream's version
@@ -204,8 +200,15 @@ pub async fn head_stream(
     query: RawQuery,
     Headers(headers): Headers,
 ) -> Result<Response, Problem> {
-    page_request(&Query::parse(&query, QUERY)?, &app)?;
-    form(&headers, Form::ALL)?;
+    let query = Query::parse(&query, QUERY)?;
+    page_request(&query, &app)?;
+    let form = form(&headers, Form::ALL)?;
+    if form != Form::Json {
+        feed_options(&app, &query, form)?;
+        return Ok(feed_headers(form).into_response());
+    }
+    no_feed(&query)?;
+    query.wait()?;
     let conditions = Conditions::of(&headers)?;
     let version = app.store.version(app.store.partition(&stream), &stream).await?;
     if let Some(answer) = conditions.judge(version, fresh_headers(Some(version)))? {

@@ -57,10 +57,11 @@ impl Cursor {
         cursor
     }
 
-    /// Moves on to after an event of a partition.
+    /// Moves on to another place in a partition; then it is the next one's turn.
     pub fn pass(&mut self, partition: Partition, place: Place) {
-        self.turn = usize::from(partition.get());
-        self.places[self.turn] = place;
+        let index = usize::from(partition.get());
+        self.places[index] = place;
+        self.turn = (index + 1) % self.places.len();
     }
 
     /// Reads a token; `None` where it is not one of a store with that many partitions.

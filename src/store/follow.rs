@@ -28,6 +28,8 @@ pub struct Batch {
     pub caught_up: bool,
     /// Whether it had to be read in pages, and there is more.
     pub behind: bool,
+    /// Whether all came from where others who follow are given the same.
+    pub shared: bool,
 }
 
 /// Follows the log, all partitions or one.
@@ -115,7 +117,7 @@ impl LogFollower {
     pub async fn look(&mut self, most: usize) -> Result<Batch, Error> {
         // Before looking, so that nothing which comes after it is missed.
         self.grown.mark_unchanged();
-        let mut batch = Batch { caught_up: true, ..Batch::default() };
+        let mut batch = Batch { caught_up: true, shared: true, ..Batch::default() };
         let (mut bytes, mut fault) = (0, None);
         let first = self.cursor.turn % self.lanes.len();
         for step in 0..self.lanes.len() {
@@ -127,10 +129,10 @@ impl LogFollower {
             let room = (most - batch.events.len(), BYTES.saturating_sub(bytes));
             match self.look_at(index, room, &mut batch).await {
                 Ok(taken) => bytes += taken,
-                // One partition that is away does not hold up the others.
-                Err(error) if error.is_passing() => fault = Some(error),
                 Err(error) => {
-                    self.cursor.turn = index;
+                    // One that is away costs its whole time: the next look begins with those behind it. What does not
+                    // pass shows itself again at once.
+                    self.cursor.turn = if error.is_passing() { (index + 1) % self.lanes.len() } else { index };
                     fault = Some(error);
                     break;
                 }
@@ -138,7 +140,7 @@ impl LogFollower {
         }
         match fault {
             Some(error) if batch.events.is_empty() => Err(error),
-            // The place is behind these events already: they must not be lost. The fault shows itself again.
+            // The place is behind these events already: they must not be lost.
             fault => Ok(Batch { caught_up: batch.caught_up && fault.is_none(), ..batch }),
         }
     }
@@ -151,17 +153,12 @@ impl LogFollower {
 
     /// Looks at one partition; says how many bytes that gave.
     async fn look_at(&mut self, index: usize, room: (usize, usize), batch: &mut Batch) -> Result<usize, Error> {
-        let turn = (index + 1) % self.lanes.len();
         let lane = &mut self.lanes[index];
         let place = self.cursor.places[usize::from(lane.partition.get())];
-        let recent = lane.recent(place, room, &self.filter);
-        if let Some((events, place, all)) = recent {
-            let bytes = events.iter().map(|live| live.line.len()).sum();
-            self.cursor.pass(lane.partition, place);
-            self.cursor.turn = turn;
-            batch.caught_up &= all;
-            batch.events.extend(events);
-            return Ok(bytes);
+        if let Some(given) = lane.recent(place, room, &self.filter, &mut batch.events) {
+            self.cursor.pass(lane.partition, given.place);
+            batch.caught_up &= given.all;
+            return Ok(given.bytes);
         }
         let session = lane.following.recent().session();
         let request =
@@ -169,30 +166,41 @@ impl LogFollower {
         let page = self.store.read_log(lane.partition, place, &request).await?;
         lane.session = page.caught_up.then_some(session);
         self.cursor.pass(lane.partition, page.place);
-        self.cursor.turn = turn;
         batch.caught_up &= page.caught_up;
         batch.behind |= !page.caught_up;
+        batch.shared = false;
         let bytes = bytes_of(&page.events);
         batch.events.extend(page.events.into_iter().map(LiveEvent::new));
         Ok(bytes)
     }
 }
 
-/// Recent events, the place behind them, and whether these were all.
-type Given = (Vec<Arc<LiveEvent>>, Place, bool);
+/// How far the recent events of a partition have brought a follower.
+struct Given {
+    place: Place,
+    bytes: usize,
+    /// Whether that was all.
+    all: bool,
+}
 
 impl Lane {
-    /// What the reader has fetched behind a place; `None` where that is not all that came since.
-    fn recent(&self, mut place: Place, room: (usize, usize), filter: &LogFilter) -> Option<Given> {
+    /// Gives what the reader has fetched behind a place; `None` where that is not all that came since.
+    fn recent(
+        &self,
+        mut place: Place,
+        room: (usize, usize),
+        filter: &LogFilter,
+        events: &mut Vec<Arc<LiveEvent>>,
+    ) -> Option<Given> {
         let recent = self.following.recent();
         let position = place.map_or(Position::ZERO, |(position, _)| position);
         if !recent.covers(self.session?, position) {
             return None;
         }
-        let (mut events, mut bytes) = (Vec::new(), 0);
+        let (most, mut bytes) = (events.len() + room.0, 0);
         for live in recent.after(position) {
-            if events.len() == room.0 || bytes > room.1 {
-                return Some((events, place, false));
+            if events.len() == most || bytes > room.1 {
+                return Some(Given { place, bytes, all: false });
             }
             place = Some((live.event.position, live.fingerprint));
             if filter.wants(&live.event.stream, &live.event.kind) {
@@ -200,7 +208,7 @@ impl Lane {
                 events.push(Arc::clone(live));
             }
         }
-        Some((events, place, true))
+        Some(Given { place, bytes, all: true })
     }
 }
 
@@ -210,12 +218,6 @@ impl StreamFollower {
     pub fn cursor(&self) -> Option<StreamCursor> {
         let (version, fingerprint) = (self.version, self.fingerprint?);
         Some(StreamCursor { version, fingerprint })
-    }
-
-    /// The version that it has got to; 0 before the first event.
-    #[must_use]
-    pub fn version(&self) -> Version {
-        self.version
     }
 
     /// Gives at most `most` events that are there.
@@ -244,10 +246,14 @@ impl StreamFollower {
     /// What the reader has fetched; `None` where that is not all that came since.
     fn recent(&mut self, most: usize) -> Option<Batch> {
         let recent = self.bell.following.recent();
-        if !recent.covers(self.session?, self.seen) {
+        let mut events = recent.of_stream(&self.stream, self.version, self.seen);
+        // Versions have no gaps: where the next one is there, so is all behind it, though `seen` was long ago.
+        let next = events.first().is_some_and(|live| live.event.version == self.version.plus(1));
+        let session = self.session?;
+        let proof = recent.covers(session, self.seen) || (next && recent.session() == session);
+        if !proof {
             return None;
         }
-        let mut events = recent.of_stream(&self.stream, self.version, self.seen);
         let to = recent.to();
         drop(recent);
         let mut room = BYTES;
@@ -260,7 +266,7 @@ impl StreamFollower {
         let caught_up = count == events.len();
         events.truncate(count);
         self.seen = if caught_up { to } else { events.last().map_or(to, |live| live.event.position) };
-        Some(Batch { events, caught_up, behind: false })
+        Some(Batch { events, caught_up, ..Batch::default() })
     }
 
     async fn page(&mut self, most: usize) -> Result<Batch, Error> {
@@ -284,7 +290,7 @@ impl StreamFollower {
             (self.session, self.seen) = (Some(session), seen);
         }
         let events = page.events.into_iter().map(LiveEvent::new).collect();
-        Ok(Batch { events, caught_up, behind: !caught_up })
+        Ok(Batch { events, caught_up, behind: !caught_up, shared: false })
     }
 
     /// Takes its own event from a page, and compares. Where it was removed the page begins behind it, which is no fault.

@@ -9,6 +9,7 @@ mod errors;
 mod follow;
 mod functions;
 mod groups;
+mod grown;
 mod health;
 mod keys;
 mod log;
@@ -34,6 +35,7 @@ pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};
 pub use functions::Library;
 pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
+use grown::Grown;
 pub use health::{Durability, Health};
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
@@ -41,7 +43,6 @@ pub use migrations::{Migration, Migrations};
 pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
 pub use recent::LiveEvent;
 use tail::Tail;
-use tokio::sync::watch;
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
@@ -88,7 +89,7 @@ struct Inner {
     groups: groups::Cache,
     tails: Vec<Tail>,
     /// Told when a partition's reader has taken in events.
-    grown: watch::Sender<()>,
+    grown: Grown,
 }
 
 impl Store {
@@ -113,7 +114,7 @@ impl Store {
         let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
         let writers = Writers::start(&connections, writers, queued_max);
         let append_function = library.function("es_append");
-        let grown = watch::Sender::new(());
+        let grown = Grown::default();
         let inner = Arc::new_cyclic(|inner| {
             let tail = |partition| {
                 let keys = [keys.log(partition), keys.wake(partition)];

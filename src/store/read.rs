@@ -101,10 +101,8 @@ impl Store {
     ) -> Result<bool, Error> {
         let Some(last) = events.last() else { return Ok(false) };
         let rest = page.limit + 1 - events.len();
-        let count = self.piece(page.bytes, events).min(rest);
-        if count == 0 {
-            return Ok(true);
-        }
+        // One at least: a page that is full with its first event must tell whether there is another.
+        let count = self.piece(page.bytes, events).clamp(1, rest);
         let page = PageRequest { from: Some(page.direction.after(last.version)), ..page };
         let mut commands = Pipeline::with_capacity(1);
         commands.add_command(self.range(partition, stream, page, count));

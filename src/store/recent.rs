@@ -1,6 +1,11 @@
 //! The newest events of a partition, fetched once for all who follow it.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
+
+use bytes::Bytes;
 
 use crate::model::{Event, Fingerprint, Position, StreamId, Version};
 
@@ -16,6 +21,7 @@ pub struct LiveEvent {
     pub fingerprint: Fingerprint,
     /// The event as one line of JSON, without a line break: those between its parts became spaces.
     pub line: Vec<u8>,
+    frame: OnceLock<Bytes>,
 }
 
 impl LiveEvent {
@@ -28,7 +34,12 @@ impl LiveEvent {
                 *byte = b' ';
             }
         }
-        Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line })
+        Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line, frame: OnceLock::new() })
+    }
+
+    /// The event as all are sent it who follow the log: made by the first of them, the same for every other.
+    pub fn frame(&self, make: impl FnOnce() -> Bytes) -> &Bytes {
+        self.frame.get_or_init(make)
     }
 }
 
@@ -67,6 +78,11 @@ impl Recent {
         self.skip(at);
     }
 
+    /// The reader reads no more: what it saw proves nothing of what comes.
+    pub(super) fn end_session(&mut self) {
+        self.begin_session(Position::ZERO);
+    }
+
     /// Forgets all up to this position: nobody follows.
     pub(super) fn skip(&mut self, at: Position) {
         (self.from, self.to, self.bytes) = (at, at, 0);
@@ -99,14 +115,68 @@ impl Recent {
         self.events.range(first..)
     }
 
-    /// The events of a stream behind a version, of those behind a position.
+    /// The events of a stream behind a version, of those behind a position. Looks from the newest on, and no further than
+    /// the one that comes next.
     pub(super) fn of_stream(&self, stream: &StreamId, version: Version, after: Position) -> Vec<Arc<LiveEvent>> {
-        let wanted = |live: &&Arc<LiveEvent>| live.event.stream == *stream && live.event.version > version;
-        self.after(after).filter(wanted).cloned().collect()
+        let mut found = Vec::new();
+        for live in self.events.iter().rev().take_while(|live| live.event.position > after) {
+            if live.event.stream == *stream {
+                if live.event.version <= version {
+                    break;
+                }
+                found.push(Arc::clone(live));
+                if live.event.version == version.plus(1) {
+                    break;
+                }
+            }
+        }
+        found.reverse();
+        found
     }
 }
 
-/// Roughly what an event takes in memory: its parts, and its line.
+/// Roughly what an event takes in memory: its parts, its line, and what all are sent.
 fn size_of(live: &LiveEvent) -> usize {
-    2 * live.line.len() + 256
+    3 * live.line.len() + 256
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(position: u64, stream: &str, version: u64) -> Arc<LiveEvent> {
+        let (id, kind, data, metadata) = (position.to_string(), "t".to_owned(), "1".to_owned(), "{}".to_owned());
+        let stream = StreamId::parse(stream).expect("a good id");
+        let (version, position) = (Version::ZERO.plus(version), Position::ZERO.plus(position));
+        LiveEvent::new(Event { stream, version, position, id, kind, timestamp_ms: 0, data, metadata })
+    }
+
+    #[test]
+    fn a_session_that_has_ended_proves_nothing() {
+        let mut recent = Recent::new(1_000_000);
+        recent.begin_session(Position::ZERO.plus(3));
+        recent.extend([event(4, "a", 1), event(5, "b", 1)], Position::ZERO.plus(5));
+        let session = recent.session();
+        assert!(recent.covers(session, Position::ZERO.plus(3)) && !recent.covers(session, Position::ZERO.plus(2)));
+        recent.end_session();
+        assert!(!recent.covers(session, Position::ZERO.plus(5)));
+        assert_eq!(recent.after(Position::ZERO).count(), 0, "nobody is given what was seen then");
+    }
+
+    #[test]
+    fn the_next_of_a_stream_is_found_among_others() {
+        let mut recent = Recent::new(1_000_000);
+        recent.begin_session(Position::ZERO);
+        let events = (1..=9).map(|n| event(n, if n % 3 == 0 { "a" } else { "b" }, n.div_ceil(3)));
+        recent.extend(events, Position::ZERO.plus(9));
+        let stream = StreamId::parse("a").expect("a good id");
+        let versions = |version, after| {
+            let found = recent.of_stream(&stream, Version::ZERO.plus(version), Position::ZERO.plus(after));
+            found.iter().map(|live| live.event.version.get()).collect::<Vec<_>>()
+        };
+        assert_eq!(versions(0, 0), [1, 2, 3]);
+        assert_eq!(versions(1, 0), [2, 3]);
+        assert_eq!(versions(0, 6), [3], "not those before");
+        assert_eq!(versions(3, 0), [] as [u64; 0]);
+    }
 }

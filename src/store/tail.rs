@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use redis::aio::{ConnectionLike as _, MultiplexedConnection};
@@ -19,6 +19,7 @@ use crate::{
     model::{Error, Partition, Position, StreamId},
     store::{
         Connections, Inner, Store,
+        grown::Grown,
         pointers::{self, Entries, Mark, Pointer},
         read::{PAGE_BYTES, decode},
         recent::{LiveEvent, Recent},
@@ -29,10 +30,14 @@ use crate::{
 const BLOCK_MS: usize = 5_000;
 /// Most entries of one XREAD.
 const COUNT: usize = 1_000;
-/// Pause before a broken connection is opened again.
+/// Pause before a broken connection is opened again; doubled with each further one, and half of it is chance.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What the recent events of all partitions may take together, in bytes.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long the log may be silent before it is asked whether it is still the same.
+const CHECK: Duration = Duration::from_secs(5);
+/// What the recent events of all partitions may take together, in bytes; but those of one no less than the minimum.
 const RECENT_BYTES: usize = 64 * 1024 * 1024;
+const RECENT_BYTES_MIN: usize = 4 * 1024 * 1024;
 
 /// What there is to wait for in one partition: a new event, or something that became deliverable.
 pub struct Tail {
@@ -45,8 +50,8 @@ struct Shared {
     followers: AtomicUsize,
     wanted: Notify,
     woken: watch::Sender<u64>,
-    /// Told when events were taken in; shared by all partitions.
-    grown: watch::Sender<()>,
+    /// Shared by all partitions.
+    grown: Grown,
     recent: RwLock<Recent>,
     /// Of the streams that are followed: told when events of theirs were taken in.
     bells: Mutex<HashMap<StreamId, watch::Sender<()>>>,
@@ -140,7 +145,7 @@ impl Tail {
         inner: Weak<Inner>,
         partition: Partition,
         keys: [String; 2],
-        grown: watch::Sender<()>,
+        grown: Grown,
         share: usize,
     ) -> Self {
         let shared = Arc::new(Shared {
@@ -149,7 +154,7 @@ impl Tail {
             wanted: Notify::new(),
             woken: watch::Sender::new(0),
             grown,
-            recent: RwLock::new(Recent::new(RECENT_BYTES / share)),
+            recent: RwLock::new(Recent::new((RECENT_BYTES / share).max(RECENT_BYTES_MIN))),
             bells: Mutex::default(),
         });
         let reader = Reader { connections: connections.clone(), inner, partition, keys, shared: Arc::clone(&shared) };
@@ -191,19 +196,27 @@ struct Reader {
 
 impl Reader {
     async fn run(self) {
+        let mut pause = PAUSE;
         loop {
             while self.shared.waiters.load(Ordering::Acquire) == 0 {
                 self.shared.wanted.notified().await;
             }
-            if let Err(error) = self.read_while_wanted().await {
-                warn!(%error, "cannot follow the log");
-                tokio::time::sleep(PAUSE).await;
+            let ended = self.read_while_wanted(&mut pause).await;
+            self.shared.change_recent(Recent::end_session);
+            if let Err(error) = ended {
+                if pause == PAUSE {
+                    warn!(%error, partition = self.partition.get(), "cannot follow the log");
+                }
+                // Those who follow look for themselves meanwhile: some of them may get through.
+                self.tell_all();
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+                pause = (2 * pause).min(PAUSE_MAX);
             }
         }
     }
 
     /// Reads until nobody waits any more. What came between the last look and the first read is told as one wake-up.
-    async fn read_while_wanted(&self) -> Result<(), Error> {
+    async fn read_while_wanted(&self, pause: &mut Duration) -> Result<(), Error> {
         let unavailable = |error: redis::RedisError| Error::Unavailable(error.to_string());
         let patience = Duration::from_millis(2 * BLOCK_MS as u64);
         let mut connection = self.connections.open_blocking(patience).await.map_err(unavailable)?;
@@ -213,24 +226,39 @@ impl Reader {
         let at = mark.as_ref().map_or(Position::ZERO, Mark::position);
         self.shared.change_recent(|recent| recent.begin_session(at));
         self.tell_all();
-        let mut places = [format!("0-{at}"), woken];
+        *pause = PAUSE;
+        let (mut places, mut checked) = ([format!("0-{at}"), woken], Instant::now());
+        // Whether `mark` is that of the last entry seen.
+        let mut known = true;
         while self.shared.waiters.load(Ordering::Acquire) > 0 {
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.keys).arg(&places);
             let reply: Option<Vec<(String, Entries)>> =
                 command.query_async(&mut connection).await.map_err(unavailable)?;
-            if reply.is_none() {
-                // A log that was emptied and began anew is silent until it has as many entries as before.
-                self.check(mark.as_ref()).await?;
-            }
+            let mut news = Entries::new();
             for (key, entries) in reply.into_iter().flatten() {
                 let Some((id, _)) = entries.last() else { continue };
-                let index = usize::from(key != *log);
-                places[index].clone_from(id);
+                places[usize::from(key != *log)].clone_from(id);
                 self.shared.woken.send_modify(|count| *count += 1);
-                if index == 0 {
-                    mark = self.take_in(mark, pointers::pointers(entries)?).await?;
+                if key == *log {
+                    news = entries;
                 }
+            }
+            let followed = self.shared.followers.load(Ordering::Acquire) > 0;
+            if !followed && !news.is_empty() {
+                let to = places[0].strip_prefix("0-").and_then(Position::parse).unwrap_or_default();
+                self.shared.change_recent(|recent| recent.skip(to));
+                known = false;
+            } else if followed && !known {
+                // What came while nobody followed was not looked at: those who do now begin anew.
+                return Ok(());
+            } else if !news.is_empty() {
+                mark = self.take_in(mark, pointers::pointers(news)?).await?;
+                checked = Instant::now();
+            } else if known && checked.elapsed() >= CHECK {
+                // A log that was emptied and began anew is silent until it has as many entries as before.
+                self.check(mark.as_ref()).await?;
+                checked = Instant::now();
             }
         }
         Ok(())
@@ -247,14 +275,10 @@ impl Reader {
         }
     }
 
-    /// Fetches what is new, where somebody follows, and tells them. Answers with the mark of the last.
+    /// Fetches what is new, and tells those who follow. Answers with the mark of the last.
     async fn take_in(&self, mut mark: Option<Mark>, mut pointers: Vec<Pointer>) -> Result<Option<Mark>, Error> {
         let Some(to) = pointers.last().map(|pointer| pointer.position) else { return Ok(mark) };
         let store = self.store()?;
-        if self.shared.followers.load(Ordering::Acquire) == 0 {
-            self.shared.change_recent(|recent| recent.skip(to));
-            return store.mark_at(self.partition, Some(to.get())).await;
-        }
         while !pointers.is_empty() {
             let rest = pointers.split_off(store.piece(PAGE_BYTES, &[]).min(pointers.len()));
             let piece = std::mem::replace(&mut pointers, rest);
@@ -272,7 +296,7 @@ impl Reader {
     }
 
     fn tell(&self, streams: &[StreamId]) {
-        self.shared.grown.send_replace(());
+        self.shared.grown.tell();
         let bells = self.shared.bells();
         if !bells.is_empty() {
             for bell in streams.iter().filter_map(|stream| bells.get(stream)) {
@@ -283,7 +307,7 @@ impl Reader {
 
     fn tell_all(&self) {
         self.shared.woken.send_modify(|count| *count += 1);
-        self.shared.grown.send_replace(());
+        self.shared.grown.tell();
         for bell in self.shared.bells().values() {
             bell.send_replace(());
         }

@@ -16,6 +16,7 @@ mod end;
 mod faults;
 mod feed;
 mod feeds;
+mod feeds_edge;
 mod feeds_resume;
 mod group_model;
 mod group_model_check;
