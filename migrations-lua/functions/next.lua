@@ -156,7 +156,7 @@ local function pass_over(call, passed, stream, version)
     busy.from = tonumber(version) - 1
   end
   busy.to = tonumber(version)
-  busy.held, busy.changed = busy.held + 1, true
+  busy.held, busy.changed, busy.fresh = busy.held + 1, true, nil
   call.group.held = call.group.held + 1
   passed[stream] = busy
   return true
@@ -186,7 +186,7 @@ local function save_passed(call, passed)
   for stream, busy in pairs(passed) do
     if busy and busy.changed then
       local n = #texts
-      texts[n + 1], texts[n + 2] = stream, busy_text(busy)
+      texts[n + 1], texts[n + 2] = stream, busy.fresh or busy_text(busy)
     end
   end
   if #texts > 0 then
@@ -236,7 +236,7 @@ local function take_new(call)
         if group.ordered then
           local v = tonumber(version)
           passed[stream] = { position = position, from = v, to = v, held = 0, block = 0, again = '0',
-            changed = true }
+            changed = true, fresh = position .. ':' .. version .. ':' .. version .. ':0:0:0' }
         end
       end
     end
