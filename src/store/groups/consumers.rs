@@ -13,9 +13,9 @@ use crate::{
 
 /// A consumer with nothing in flight that was handed nothing for this long is dropped: workers that name themselves by
 /// process id would pile up.
-const IDLE: Duration = Duration::from_secs(3600);
+const IDLE: Duration = Duration::from_hours(1);
 /// How often an instance looks for such consumers of a group that it serves.
-pub(super) const EVERY: Duration = Duration::from_secs(600);
+pub(super) const EVERY: Duration = Duration::from_mins(10);
 /// Most consumers dropped in one call of the function, and in all: Redis does nothing else meanwhile.
 const PIECE: usize = 100;
 const MOST: usize = 1_000;

@@ -1,6 +1,6 @@
 //! Handing out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::Pipeline;
 use tracing::debug;
@@ -73,13 +73,14 @@ impl Store {
     ) -> Result<Next, Error> {
         let mut next = Next { more: true, ..Next::default() };
         let mut round = 0;
-        if !self.partitions_of(&self.cached_group(name).await?).contains(&partition) {
+        let group = self.cached_group(name).await?;
+        if !self.partitions_of(&group).contains(&partition) {
             // Deleted, and made anew with another source, while somebody waits for the old one.
             return Ok(Next::default());
         }
         while next.more && next.deliveries.len() < limit && round < ROUNDS {
             let room = limit - next.deliveries.len();
-            let ask = |group| async move { self.next_once(&group, partition, consumer, room).await };
+            let ask = |group: Arc<Group>| async move { self.next_once(&group, partition, consumer, room).await };
             let found = self.with_copy(name, partition, ask).await?;
             let cut_short = found.deliveries.len() == LOOK;
             next.more = found.more;
@@ -100,7 +101,7 @@ impl Store {
         &self,
         name: &GroupName,
         partition: Partition,
-        call: impl Fn(Group) -> F,
+        call: impl Fn(Arc<Group>) -> F,
     ) -> Result<T, Error> {
         for _ in 0..HEALS {
             match call(self.cached_group(name).await?).await {

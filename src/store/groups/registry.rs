@@ -43,7 +43,7 @@ pub struct Group {
 /// generation, except that a deleted group may be served on for so long, should its deletion have broken off midway.
 #[derive(Default)]
 pub struct Cache {
-    groups: Mutex<HashMap<GroupName, (Instant, Group)>>,
+    groups: Mutex<HashMap<GroupName, (Instant, Arc<Group>)>>,
     lines: Mutex<HashMap<GroupName, Line>>,
     floors: Mutex<HashMap<GroupName, Floors>>,
     tidied: Mutex<HashMap<GroupName, Instant>>,
@@ -166,19 +166,19 @@ impl Store {
     }
 
     /// A group by its name, as of lately.
-    pub(super) async fn cached_group(&self, name: &GroupName) -> Result<Group, Error> {
+    pub(super) async fn cached_group(&self, name: &GroupName) -> Result<Arc<Group>, Error> {
         let cached = || {
             let groups = self.0.groups.groups.lock().expect("no holder panics");
-            groups.get(name).filter(|(read, _)| read.elapsed() < CACHED).map(|(_, group)| group.clone())
+            groups.get(name).filter(|(read, _)| read.elapsed() < CACHED).map(|(_, group)| Arc::clone(group))
         };
         if let Some(group) = cached() {
             return Ok(group);
         }
-        let group = self.group(name).await?;
+        let group = Arc::new(self.group(name).await?);
         if self.0.groups.is_tidy_due(name) {
             self.tidy(name);
         }
-        let entry = (Instant::now(), group.clone());
+        let entry = (Instant::now(), Arc::clone(&group));
         self.0.groups.groups.lock().expect("no holder panics").insert(name.clone(), entry);
         Ok(group)
     }

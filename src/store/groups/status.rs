@@ -1,5 +1,7 @@
 //! How a group stands.
 
+use std::sync::Arc;
+
 use redis::{Pipeline, Value};
 
 use super::{Group, next::LOOK, random};
@@ -79,7 +81,7 @@ impl Store {
     }
 
     async fn add_status(&self, group: &Group, partition: Partition, status: &mut GroupStatus) -> Result<(), Error> {
-        let told = |group: Group| async move {
+        let told = |group: Arc<Group>| async move {
             let mut command = self.group_command("es_status", &group, partition, []);
             command.arg(&group.generation);
             decode(Some(self.call(command).await?))
