@@ -11,6 +11,8 @@
 -- ERRORS   NOGROUP <name>           there is no such group, or it is of another generation
 
 local ASKED_MS = 10000
+-- From so many entries on, reading them once more is cheaper than to claim each.
+local RUN = 4
 
 local function new_call(keys, args, group)
   local now, look = clock(), tonumber(args[6])
@@ -116,6 +118,27 @@ local function give_back(call, entries)
   move_cursor(call)
 end
 
+-- The entries that Redis' own group gives, now pending; nil where they are not those right after position `after`.
+local function read_group(call, after, most)
+  local found = redis.call('XREADGROUP', 'GROUP', call.group.name, call.consumer, 'COUNT', most, 'STREAMS',
+    call.keys[SOURCE], '>')
+  local entries = found and found[1][2] or {}
+  local count = #entries
+  if count > 0 and entries[1][1] == '0-' .. digits(after + 1) and entries[count][1] == '0-' .. digits(after + count) then
+    return entries
+  end
+  give_back(call, entries)
+end
+
+-- Makes new entries pending. Where each one behind `first` is to be handed out, Redis' own group gives just those: many
+-- of them in half the time.
+local function claim_new(call, ids, first)
+  local all = not call.group.stream and #ids >= RUN and call.group.cursor == first + #ids
+  if #ids > 0 and not (all and read_group(call, first, #ids)) then
+    claim(call, ids, 1)
+  end
+end
+
 -- A group without order that wants all of the log takes what Redis' own group gives it: half the work. Returns the
 -- state; nil where that is not possible, or not what should come.
 local function take_all(call)
@@ -125,19 +148,16 @@ local function take_all(call)
     return nil
   end
   local most = math.min(call.limit - call.handed, call.room)
-  local found = redis.call('XREADGROUP', 'GROUP', group.name, call.consumer, 'COUNT', most, 'STREAMS', keys[SOURCE], '>')
-  local entries = found and found[1][2] or {}
-  local count, cursor = #entries, group.cursor
-  if count == 0 or entries[1][1] ~= '0-' .. digits(cursor + 1)
-    or entries[count][1] ~= '0-' .. digits(cursor + count) then
-    give_back(call, entries)
+  local entries = read_group(call, group.cursor, most)
+  if not entries then
     return nil
   end
+  local count = #entries
   for i = 1, count do
     local fields = entries[i][2]
     hand_out(call, string.sub(entries[i][1], 3), 1, fields[4], fields[2])
   end
-  group.cursor = cursor + count
+  group.cursor = group.cursor + count
   move_cursor(call)
   if call.handed >= call.limit then
     return 'more'
@@ -245,12 +265,10 @@ local function take_new(call)
       break
     end
   end
+  claim_new(call, ids, first)
   if group.cursor > first then
     move_cursor(call)
     save_passed(call, passed)
-  end
-  if #ids > 0 then
-    claim(call, ids, 1)
   end
   return state
 end

@@ -122,24 +122,37 @@ async fn move_by_hand(redis: &mut MultiplexedConnection, group: &str, id: &str) 
     redis::cmd("XGROUP").arg("SETID").arg("log").arg(group).arg(id).exec_async(redis).await.unwrap();
 }
 
+/// An event in each of these streams; their names as deliveries have them.
+async fn append_to(app: &TestApp, streams: std::ops::RangeInclusive<usize>) -> Vec<String> {
+    let mut names = Vec::new();
+    for number in streams {
+        append(app, &format!("a-{number}"), "x", 1).await;
+        names.push(format!("a-{number}@1"));
+    }
+    names
+}
+
 #[tokio::test]
 async fn a_cursor_that_was_moved_by_hand_loses_nothing() {
-    let app = TestApp::start(1).await;
-    let mut redis = app.redis.connection().await;
-    append(&app, "a-1", "x", 6).await;
-    let group = TestGroup::create(&app, "g", json!({})).await;
-    let first = group.next("limit=2").await;
-    group.ack(&first[..1]).await.expect(200);
-    move_by_hand(&mut redis, "g", "0-5").await;
-    assert_eq!(names(&group.next("limit=10").await), ["a-1@3", "a-1@4", "a-1@5", "a-1@6"]);
-    assert_eq!(seen(&mut redis, "log", "g").await, ("0-6".into(), 0, 5));
-    move_by_hand(&mut redis, "g", "0-0").await;
-    assert!(group.next("limit=10").await.is_empty(), "nothing new");
-    append(&app, "a-1", "x", 2).await;
-    assert_eq!(names(&group.next("limit=1").await), ["a-1@7"]);
-    assert_eq!(names(&group.next("limit=10").await), ["a-1@8"]);
-    // The first one was acked, and is not pending again.
-    assert_eq!(seen(&mut redis, "log", "g").await, ("0-8".into(), 0, 7));
+    for ordering in ["none", "stream"] {
+        let app = TestApp::start(1).await;
+        let mut redis = app.redis.connection().await;
+        let group = TestGroup::create(&app, "g", json!({ "ordering": ordering })).await;
+        append_to(&app, 1..=2).await;
+        let first = group.next("limit=2").await;
+        group.ack(&first[..1]).await.expect(200);
+        let wanted = append_to(&app, 3..=8).await;
+        move_by_hand(&mut redis, "g", "0-5").await;
+        assert_eq!(names(&group.next("limit=10").await), wanted, "{ordering}");
+        assert_eq!(seen(&mut redis, "log", "g").await, ("0-8".into(), 0, 7), "{ordering}");
+        move_by_hand(&mut redis, "g", "0-0").await;
+        assert!(group.next("limit=10").await.is_empty(), "nothing new: {ordering}");
+        let wanted = append_to(&app, 91..=95).await;
+        assert_eq!(names(&group.next("limit=4").await), wanted[..4], "{ordering}");
+        assert_eq!(names(&group.next("limit=10").await), wanted[4..], "{ordering}");
+        // The first one was acked, and is not pending again.
+        assert_eq!(seen(&mut redis, "log", "g").await, ("0-13".into(), 0, 12), "{ordering}");
+    }
 }
 
 #[tokio::test]
@@ -169,19 +182,19 @@ async fn consumers(redis: &mut MultiplexedConnection) -> Vec<String> {
 async fn idle_consumers_are_dropped_unless_something_is_in_their_hands() {
     let app = TestApp::start(1).await;
     let mut redis = app.redis.connection().await;
-    append(&app, "a-1", "x", 203).await;
+    append(&app, "a-1", "x", 103).await;
     let group = TestGroup::create(&app, "g", json!({})).await;
     let of_ada = group.next("consumer=ada").await;
     let retried = group.next("consumer=bob").await;
     group.post("nack", json!({"leases": [retried[0].lease], "action": "retry", "delay_ms": 60_000})).await.expect(200);
-    for number in 0..201 {
+    for number in 0..101 {
         let taken = group.next(&format!("consumer=c{number}")).await;
         group.ack(&taken).await.expect(200);
     }
-    assert_eq!(consumers(&mut redis).await.len(), 203);
+    assert_eq!(consumers(&mut redis).await.len(), 103);
     let (store, name) = (open(&app.redis, 1, &Library::default()).await, GroupName::parse("g").unwrap());
     assert_eq!(store.drop_idle_consumers(&name, Duration::from_hours(1)).await.unwrap(), 0, "none is idle for so long");
-    assert_eq!(store.drop_idle_consumers(&name, Duration::ZERO).await.unwrap(), 201);
+    assert_eq!(store.drop_idle_consumers(&name, Duration::ZERO).await.unwrap(), 101);
     assert_eq!(consumers(&mut redis).await, ["ada", "bob"]);
     // Whoever was seen idle, and has taken something since, stays too.
     let (library, keys) = (Library::default(), Keys::new("", store.partitions()));
@@ -193,5 +206,5 @@ async fn idle_consumers_are_dropped_unless_something_is_in_their_hands() {
     group.ack(&of_ada).await.expect(200);
     assert_eq!(store.drop_idle_consumers(&name, Duration::ZERO).await.unwrap(), 1);
     append(&app, "a-1", "x", 1).await;
-    assert_eq!(names(&group.next("consumer=ada").await), ["a-1@204"]);
+    assert_eq!(names(&group.next("consumer=ada").await), ["a-1@104"]);
 }
