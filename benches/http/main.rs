@@ -210,15 +210,16 @@ impl Bench {
         rows.filter(|row| self.against.is_some() || row.target != Target::Against).collect()
     }
 
-    /// What is there before anything is measured. What groups hand out comes first, for they begin at the beginning.
+    /// What is there before anything is measured. What groups hand out comes first in the log, for they begin at the
+    /// beginning. Before that the service is asked: when it answers, its functions are loaded.
     async fn fill(&self, rows: &[Row]) {
         let (redis, service) = (self.target(Target::Raw).0, self.target(Target::Http).0);
-        if self.arguments.only.contains(&What::Groups) {
-            load::ask_all(&redis, Fill::new(self.arguments.group_events)).await;
-        }
         for row in rows.iter().filter(|row| row.work.ordering().is_some() && row.target != Target::Raw) {
             let group = HttpGroup::create(&row.group(), row.work.ordering().unwrap_or_default());
             load::ask(&self.target(row.target).0, group).await;
+        }
+        if self.arguments.only.contains(&What::Groups) {
+            load::ask_all(&redis, Fill::new(self.arguments.group_events)).await;
         }
         let readers = rows.iter().filter(|row| row.work == Work::Read).map(|row| row.connections).max();
         for index in 0..readers.unwrap_or_default() {

@@ -5,17 +5,35 @@
 -- RETURNS  a word for each lease: 'ok', 'already', or why it is lost
 -- ERRORS   NOGROUP <name>           there is no such group
 
+-- The reasons of earlier nacks: a first delivery, as its text tells, has none.
+local function forget_errors(keys, positions, texts)
+  local again = {}
+  for i, text in ipairs(texts) do
+    if string.sub(text, 17, 19) ~= ':1:' then
+      again[#again + 1] = positions[i]
+    end
+  end
+  if #again > 0 then
+    redis.call('HDEL', keys[ERROR], unpack(again))
+  end
+end
+
 local function ack(keys, args)
   local group = load_group(keys, args[1])
   if not group then
     return redis.error_reply('NOGROUP ' .. args[1])
   end
   local full = is_full(keys, group)
-  local answers = settle(keys, args, 2, group, function(position, text, index)
-    local _, _, _, stream = parse_lease(text)
-    forget(keys, group, position)
-    redis.call('HDEL', keys[ERROR], position)
-    release(keys, group, stream, position, events_key(keys, index))
+  local answers = settle(keys, args, 2, group, function(positions, texts, indexes)
+    forget(keys, group, positions)
+    forget_errors(keys, positions, texts)
+    local settled = {}
+    for i = 1, group.ordered and #positions or 0 do
+      local _, _, _, stream = parse_lease(texts[i])
+      local n = #settled
+      settled[n + 1], settled[n + 2], settled[n + 3] = stream, positions[i], events_key(keys, indexes[i])
+    end
+    release(keys, group, settled)
   end)
   if full then
     wake(keys, group.name)

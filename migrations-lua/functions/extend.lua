@@ -12,8 +12,10 @@ local function extend(keys, args)
     return redis.error_reply('NOGROUP ' .. args[1])
   end
   local deadline = clock() + (args[2] ~= '' and tonumber(args[2]) or group.lease_ms)
-  local answers = settle(keys, args, 3, group, function(position)
-    redis.call('ZADD', keys[DUE], digits(deadline), position)
+  local answers = settle(keys, args, 3, group, function(positions)
+    for _, position in ipairs(positions) do
+      redis.call('ZADD', keys[DUE], digits(deadline), position)
+    end
   end)
   if args[2] ~= '' and tonumber(args[2]) < group.lease_ms then
     -- Those who wait count on no lease to end before one that is handed out now.

@@ -44,7 +44,8 @@ end
 -- The group's state and settings; nil where there is no such group, or it is of another generation than asked for.
 local function load_group(keys, name)
   local values = redis.call('HMGET', keys[GROUP], 'generation', 'cursor', 'held', 'paused', 'overlap', 'ordering',
-    'lease_ms', 'max_deliveries', 'max_in_flight', 'on_exhausted', 'categories', 'types', 'stream', 'backoff_ms')
+    'lease_ms', 'max_deliveries', 'max_in_flight', 'on_exhausted', 'categories', 'types', 'stream', 'backoff_ms',
+    'asked')
   if not values[1] then
     return nil
   end
@@ -54,6 +55,7 @@ local function load_group(keys, name)
     lease_ms = tonumber(values[7]), max_deliveries = tonumber(values[8]), max_in_flight = tonumber(values[9]),
     park_stream = values[10] == 'park_stream', categories = set_of(values[11]), types = set_of(values[12]),
     stream = values[13] ~= '' and values[13] or nil, backoff = values[14],
+    asked = tonumber(values[15] or 0),
   }
 end
 
@@ -69,8 +71,7 @@ local function parse_lease(text)
   return nonce, tonumber(count), version, stream
 end
 
-local function load_busy(keys, stream)
-  local text = redis.call('HGET', keys[BUSY], stream)
+local function parse_busy(text)
   if not text then
     return nil
   end
@@ -79,8 +80,19 @@ local function load_busy(keys, stream)
     block = tonumber(block), again = again, stopped = position == '0' and block ~= '0' }
 end
 
+local function load_busy(keys, stream)
+  return parse_busy(redis.call('HGET', keys[BUSY], stream))
+end
+
+local function busy_text(busy)
+  return busy.position .. ':' .. digits(busy.from) .. ':' .. digits(busy.to) .. ':' .. digits(busy.held) .. ':' ..
+    digits(busy.block) .. ':' .. busy.again
+end
+
 local function add_to(keys, counter, change)
-  redis.call('HINCRBY', keys[GROUP], counter, digits(change))
+  if change ~= 0 then
+    redis.call('HINCRBY', keys[GROUP], counter, digits(change))
+  end
 end
 
 local function save_busy(keys, stream, busy)
@@ -89,8 +101,7 @@ local function save_busy(keys, stream, busy)
     add_to(keys, 'stopped', stopped and 1 or -1)
     busy.stopped = stopped
   end
-  redis.call('HSET', keys[BUSY], stream, busy.position .. ':' .. digits(busy.from) .. ':' .. digits(busy.to) .. ':' ..
-    digits(busy.held) .. ':' .. digits(busy.block) .. ':' .. busy.again)
+  redis.call('HSET', keys[BUSY], stream, busy_text(busy))
 end
 
 local function again_member(stream, position, version)
@@ -133,29 +144,32 @@ local function first_wanted(group, events, busy)
 end
 
 -- What is behind `position` in its stream may go on: the first replay asked for, else, unless parked events stop the
--- stream, the first event that was passed over. `events` is the key of the stream's events.
-local function release(keys, group, stream, position, events)
-  if not group.ordered then
-    return
-  end
-  local busy = load_busy(keys, stream)
+-- stream, the first event that was passed over. `events` is the key of the stream's events. True where there is nothing
+-- left, so that the stream is busy no more.
+local function go_on(keys, group, stream, position, events, busy)
   if not busy or busy.position ~= position then
-    return
+    return false
   end
-  redis.call('ZREM', keys[TODO], stream)
-  local member, next_position, next_version = first_again(keys, stream)
+  if position == '0' then
+    -- Only a stream that stands can be there.
+    redis.call('ZREM', keys[TODO], stream)
+  end
+  local member, next_position, next_version
+  if group.replays then
+    member, next_position, next_version = first_again(keys, stream)
+  end
   if member then
     redis.call('ZREM', keys[AGAIN], member)
     busy.position, busy.again = next_position, '1'
     save_busy(keys, stream, busy)
     make_ready(keys, next_position, next_version, stream)
     wake(keys, group.name)
-    return
+    return false
   end
   if busy.block > 0 then
     busy.position = '0'
     save_busy(keys, stream, busy)
-    return
+    return false
   end
   local version, unfinished, found = nil, false, nil
   if busy.from < busy.to then
@@ -177,19 +191,39 @@ local function release(keys, group, stream, position, events)
     redis.call('ZADD', keys[TODO], 0, stream)
     wake(keys, group.name)
   else
-    redis.call('HDEL', keys[BUSY], stream)
     add_to(keys, 'held', -busy.held)
-    return
+    return true
   end
   save_busy(keys, stream, busy)
+  return false
 end
 
--- Whether a lease still holds: nil if so, 'already' where its event was settled for good, else why it is lost.
-local function lost_because(keys, group, generation, position, text)
+-- Lets streams go on behind what was settled in them. `settled`: three for each: stream, position, key of its events.
+local function release(keys, group, settled)
+  if not group.ordered then
+    return
+  end
+  local streams, idle = {}, {}
+  for i = 1, #settled, 3 do
+    streams[#streams + 1] = settled[i]
+  end
+  local texts = redis.call('HMGET', keys[BUSY], unpack(streams))
+  group.replays = redis.call('ZCARD', keys[AGAIN]) > 0
+  for i, stream in ipairs(streams) do
+    if go_on(keys, group, stream, settled[3 * i - 1], settled[3 * i], parse_busy(texts[i])) then
+      idle[#idle + 1] = stream
+    end
+  end
+  if #idle > 0 then
+    redis.call('HDEL', keys[BUSY], unpack(idle))
+  end
+end
+
+-- Whether a lease still holds, where `current` is what stands for its position: nil if so, 'already' where its event was settled for good, else why it is lost.
+local function lost_because(keys, group, generation, position, text, current)
   if generation ~= group.generation then
     return 'sought'
   end
-  local current = redis.call('HGET', keys[LEASE], position)
   if current == text then
     return nil
   elseif current then
@@ -216,17 +250,22 @@ local function is_full(keys, group)
   return redis.call('ZCARD', keys[DUE]) >= group.max_in_flight
 end
 
-local function forget(keys, group, position)
-  redis.call('XACK', keys[SOURCE], group.name, '0-' .. position)
-  redis.call('HDEL', keys[LEASE], position)
-  redis.call('ZREM', keys[DUE], position)
+-- Nobody has these positions in hand any more.
+local function forget(keys, group, positions)
+  local ids = {}
+  for i, position in ipairs(positions) do
+    ids[i] = '0-' .. position
+  end
+  redis.call('XACK', keys[SOURCE], group.name, unpack(ids))
+  redis.call('HDEL', keys[LEASE], unpack(positions))
+  redis.call('ZREM', keys[DUE], unpack(positions))
 end
 
 -- Sets the event of a lease that holds aside. `reason`: exhausted or nack.
 local function park(keys, group, position, text, reason, now)
   local _, deliveries, version, stream = parse_lease(text)
   local failure = redis.call('HGET', keys[ERROR], position) or ''
-  forget(keys, group, position)
+  forget(keys, group, { position })
   redis.call('HDEL', keys[ERROR], position)
   redis.call('ZADD', keys[PARKED], position, position)
   local busy = group.ordered and group.park_stream and load_busy(keys, stream)
@@ -262,23 +301,37 @@ local function backoff(group, count)
 end
 
 -- Judges the leases of an ack, nack or extend, three arguments each (generation, position, lease text) from `first` on,
--- and calls `act(position, text, index)` for those that hold; a lease that stands twice is judged once. Answers with a
--- word each: 'ok', 'already', or why the lease is lost.
+-- and calls `act` with lists of those that hold: positions, texts, indexes. A lease that stands twice is judged once.
+-- Answers with a word each: 'ok', 'already', or why the lease is lost.
 local function settle(keys, args, first, group, act)
-  local answers, seen = {}, {}
+  local asked = {}
   for at = first, #args, 3 do
-    local generation, position, text = args[at], args[at + 1], args[at + 2]
+    asked[#asked + 1] = args[at + 1]
+  end
+  local current = redis.call('HMGET', keys[LEASE], unpack(asked))
+  local answers, seen, positions, texts, indexes = {}, {}, {}, {}, {}
+  for index, position in ipairs(asked) do
+    local generation, text = args[first + 3 * index - 3], args[first + 3 * index - 1]
     local lease = generation .. position .. ':' .. text
-    local word = seen[lease]
-    if not word then
-      word = lost_because(keys, group, generation, position, text)
-      if not word then
-        act(position, text, #answers + 1)
-        word = 'ok'
+    if not seen[lease] then
+      if current[index] ~= text then
+        -- Judged as if those before it had come in a call of their own.
+        if #positions > 0 then
+          act(positions, texts, indexes)
+          positions, texts, indexes = {}, {}, {}
+        end
+        current[index] = redis.call('HGET', keys[LEASE], position)
       end
-      seen[lease] = word
+      seen[lease] = lost_because(keys, group, generation, position, text, current[index]) or 'ok'
+      if seen[lease] == 'ok' then
+        local n = #positions + 1
+        positions[n], texts[n], indexes[n] = position, text, index
+      end
     end
-    answers[#answers + 1] = word
+    answers[index] = seen[lease]
+  end
+  if #positions > 0 then
+    act(positions, texts, indexes)
   end
   return answers
 end

@@ -21,7 +21,7 @@ local function nack(keys, args)
   end
   local action, delay, reason, now = args[2], args[3], args[4], clock()
   local full = is_full(keys, group)
-  local answers = settle(keys, args, 5, group, function(position, text, index)
+  local function give_back(position, text, index)
     local _, deliveries, _, stream = parse_lease(text)
     if reason ~= '' then
       redis.call('HSET', keys[ERROR], position, reason)
@@ -31,12 +31,17 @@ local function nack(keys, args)
       return
     end
     if action == 'skip' then
-      forget(keys, group, position)
+      forget(keys, group, { position })
       redis.call('HDEL', keys[ERROR], position)
     else
       park(keys, group, position, text, action == 'park' and 'nack' or 'exhausted', now)
     end
-    release(keys, group, stream, position, events_key(keys, index))
+    release(keys, group, { stream, position, events_key(keys, index) })
+  end
+  local answers = settle(keys, args, 5, group, function(positions, texts, indexes)
+    for i, position in ipairs(positions) do
+      give_back(position, texts[i], indexes[i])
+    end
   end)
   if action == 'retry' or full then
     -- Whoever waits must know of the new due times, also where they lie ahead.

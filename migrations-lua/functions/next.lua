@@ -6,28 +6,27 @@
 --          6 most entries to look at, of all kinds together; no more events than that are handed out
 -- RETURNS  1 'more' (ask again at once), 'head' (nothing more by now), 'full' (max_in_flight is reached), 'paused'
 --          2 when the next lease ends or retry is due, ms since 1970; 0 where none waits    3 Redis' clock, likewise
---          4 five for each event: position, version, stream, delivery count, when its lease ends
---          5 three for each chore: 'exhausted' or 'gone', position, lease text; or 'release', stream, ''
+--          4 when the leases of this call end, likewise    5 two for each event: position, lease text
+--          6 three for each chore: 'exhausted' or 'gone', position, lease text; or 'release', stream, ''
 -- ERRORS   NOGROUP <name>           there is no such group, or it is of another generation
 
 local ASKED_MS = 10000
+-- From so many entries on, reading them once more is cheaper than to claim each.
+local RUN = 4
 
 local function new_call(keys, args, group)
   local now, look = clock(), tonumber(args[6])
   return {
     keys = keys, group = group, consumer = args[3], limit = math.min(tonumber(args[4]), look), nonce = args[5],
-    now = now, look = look, deadline = now + group.lease_ms, events = {}, chores = {}, handed = 0, leases = {}, dues = {},
+    now = now, look = look, deadline = now + group.lease_ms, events = {}, chores = {}, handed = 0,
   }
 end
 
 -- Notes an event as handed out. What is noted is written by `write_leases`.
 local function hand_out(call, position, count, version, stream)
-  local text = call.nonce .. ':' .. digits(count) .. ':' .. version .. ':' .. stream
-  local n, at = #call.leases, #call.events
-  call.leases[n + 1], call.leases[n + 2] = position, text
-  call.dues[n + 1], call.dues[n + 2] = digits(call.deadline), position
-  call.events[at + 1], call.events[at + 2], call.events[at + 3] = position, version, stream
-  call.events[at + 4], call.events[at + 5] = count, call.deadline
+  local events = call.events
+  local n = #events
+  events[n + 1], events[n + 2] = position, call.nonce .. ':' .. digits(count) .. ':' .. version .. ':' .. stream
   call.handed = call.handed + 1
 end
 
@@ -36,9 +35,15 @@ local function leave(call, what, position, text)
   call.handed = call.handed + 1
 end
 
-local function claim(call, position, count)
-  return #redis.call('XCLAIM', call.keys[SOURCE], call.group.name, call.consumer, 0, '0-' .. position, 'FORCE',
-    'JUSTID', 'RETRYCOUNT', count) > 0
+-- Makes entries of the source pending for the consumer, as delivered so often. The ids of those that are there.
+local function claim(call, ids, count)
+  local arguments = { 'XCLAIM', call.keys[SOURCE], call.group.name, call.consumer, 0 }
+  for i = 1, #ids do
+    arguments[i + 5] = ids[i]
+  end
+  local n = #arguments
+  arguments[n + 1], arguments[n + 2], arguments[n + 3], arguments[n + 4] = 'FORCE', 'JUSTID', 'RETRYCOUNT', count
+  return redis.call(unpack(arguments))
 end
 
 local function take_due(call)
@@ -50,7 +55,7 @@ local function take_due(call)
     retried = retried + (nonce == '0' and 1 or 0)
     if count >= call.group.max_deliveries then
       leave(call, 'exhausted', position, text)
-    elseif claim(call, position, count + 1) then
+    elseif #claim(call, { '0-' .. position }, count + 1) > 0 then
       hand_out(call, position, count + 1, version, stream)
     else
       leave(call, 'gone', position, text)
@@ -67,10 +72,20 @@ local function take_ready(call)
     return
   end
   local members = redis.call('ZRANGE', call.keys[READY], 0, most - 1)
-  for _, member in ipairs(members) do
+  if #members == 0 then
+    return
+  end
+  local ids, there = {}, {}
+  for i, member in ipairs(members) do
+    ids[i] = '0-' .. string.match(member, '^%d+')
+  end
+  for _, id in ipairs(claim(call, ids, 1)) do
+    there[id] = true
+  end
+  redis.call('ZREM', call.keys[READY], unpack(members))
+  for i, member in ipairs(members) do
     local position, version, stream = string.match(member, '^(%d+):(%d+):(.*)$')
-    redis.call('ZREM', call.keys[READY], member)
-    if claim(call, position, 1) then
+    if there[ids[i]] then
       hand_out(call, position, 1, version, stream)
     else
       leave(call, 'gone', position, '0:0:' .. version .. ':' .. stream)
@@ -79,9 +94,80 @@ local function take_ready(call)
   call.room = call.room - #members
 end
 
+-- Where the group stands from now on; Redis' own group too, so that XINFO GROUPS tells the truth.
+local function move_cursor(call)
+  local cursor = digits(call.group.cursor)
+  redis.call('XGROUP', 'SETID', call.keys[SOURCE], call.group.name, '0-' .. cursor, 'ENTRIESREAD', cursor)
+  redis.call('HSET', call.keys[GROUP], 'cursor', cursor, 'held', digits(call.group.held))
+end
+
+-- Entries that Redis' group gave, but not from the group's own cursor on: somebody moved that of Redis by hand, or
+-- removed entries of the log. It stands again where it should; what is behind the cursor and in nobody's hands is not
+-- pending, and what is ahead will be when its turn comes.
+local function give_back(call, entries)
+  local behind, cursor = {}, call.group.cursor
+  for _, entry in ipairs(entries) do
+    local position = string.match(entry[1], '%d+$')
+    if tonumber(position) <= cursor and redis.call('HEXISTS', call.keys[LEASE], position) == 0 then
+      behind[#behind + 1] = entry[1]
+    end
+  end
+  if #behind > 0 then
+    redis.call('XACK', call.keys[SOURCE], call.group.name, unpack(behind))
+  end
+  move_cursor(call)
+end
+
+-- The entries that Redis' own group gives, now pending; nil where they are not those right after position `after`.
+local function read_group(call, after, most)
+  local found = redis.call('XREADGROUP', 'GROUP', call.group.name, call.consumer, 'COUNT', most, 'STREAMS',
+    call.keys[SOURCE], '>')
+  local entries = found and found[1][2] or {}
+  local count = #entries
+  if count > 0 and entries[1][1] == '0-' .. digits(after + 1) and entries[count][1] == '0-' .. digits(after + count) then
+    return entries
+  end
+  give_back(call, entries)
+end
+
+-- Makes new entries pending. Where each one behind `first` is to be handed out, Redis' own group gives just those: many
+-- of them in half the time.
+local function claim_new(call, ids, first)
+  local all = not call.group.stream and #ids >= RUN and call.group.cursor == first + #ids
+  if #ids > 0 and not (all and read_group(call, first, #ids)) then
+    claim(call, ids, 1)
+  end
+end
+
+-- A group without order that wants all of the log takes what Redis' own group gives it: half the work. Returns the
+-- state; nil where that is not possible, or not what should come.
+local function take_all(call)
+  local keys, group = call.keys, call.group
+  if group.ordered or group.types or group.categories or group.stream or group.cursor < group.overlap
+    or redis.call('XLEN', keys[SOURCE]) <= group.cursor then
+    return nil
+  end
+  local most = math.min(call.limit - call.handed, call.room)
+  local entries = read_group(call, group.cursor, most)
+  if not entries then
+    return nil
+  end
+  local count = #entries
+  for i = 1, count do
+    local fields = entries[i][2]
+    hand_out(call, string.sub(entries[i][1], 3), 1, fields[4], fields[2])
+  end
+  group.cursor = group.cursor + count
+  move_cursor(call)
+  if call.handed >= call.limit then
+    return 'more'
+  end
+  return count == call.room and 'full' or 'head'
+end
+
 -- An event of a stream that is busy is passed over: counted, and stored nowhere. True where `stream` is busy.
 local function pass_over(call, passed, stream, version)
-  local busy = passed[stream] or load_busy(call.keys, stream)
+  local busy = passed[stream]
   if not busy then
     return false
   end
@@ -90,27 +176,63 @@ local function pass_over(call, passed, stream, version)
     busy.from = tonumber(version) - 1
   end
   busy.to = tonumber(version)
-  busy.held = busy.held + 1
+  busy.held, busy.changed, busy.fresh = busy.held + 1, true, nil
   call.group.held = call.group.held + 1
   passed[stream] = busy
   return true
+end
+
+-- Reads what the streams of these entries stand at, where that is not known yet.
+local function look_up_busy(call, passed, entries)
+  local group, streams, asked = call.group, {}, {}
+  for _, entry in ipairs(entries) do
+    local stream = group.stream or entry[2][2]
+    if passed[stream] == nil and not asked[stream] and (group.stream or matches(group, stream, entry[2][6])) then
+      asked[stream] = true
+      streams[#streams + 1] = stream
+    end
+  end
+  if #streams > 0 then
+    local texts = redis.call('HMGET', call.keys[BUSY], unpack(streams))
+    for i, stream in ipairs(streams) do
+      passed[stream] = parse_busy(texts[i]) or false
+    end
+  end
+end
+
+-- Writes what streams stand at. None stops here, and none that is stopped goes on.
+local function save_passed(call, passed)
+  local texts = {}
+  for stream, busy in pairs(passed) do
+    if busy and busy.changed then
+      local n = #texts
+      texts[n + 1], texts[n + 2] = stream, busy.fresh or busy_text(busy)
+    end
+  end
+  if #texts > 0 then
+    redis.call('HSET', call.keys[BUSY], unpack(texts))
+  end
 end
 
 -- Looks at the entries after the cursor, in pieces. Returns the state.
 local function take_new(call)
   local keys, group, room = call.keys, call.group, call.room
   local looked, first, passed, ids = call.handed, group.cursor, {}, {}
-  local state, piece = 'more', 4 + 2 * call.limit
+  local filtered = group.types or group.categories
+  local state, piece = 'more', filtered and 4 + 2 * call.limit or call.limit / 2
   while call.handed < call.limit and looked < call.look do
     if #ids >= room then
       state = 'full'
       break
     end
     piece = math.min(2 * piece, call.look - looked, group.stream and 16 or 100)
-    if not group.ordered and not group.types and not group.categories then
+    if not group.ordered and not filtered then
       piece = math.min(piece, call.limit - call.handed, room - #ids)
     end
     local entries = redis.call('XRANGE', keys[SOURCE], '0-' .. digits(group.cursor + 1), '+', 'COUNT', piece)
+    if group.ordered then
+      look_up_busy(call, passed, entries)
+    end
     for _, entry in ipairs(entries) do
       if call.handed >= call.limit or #ids >= room then
         break
@@ -133,7 +255,8 @@ local function take_new(call)
         hand_out(call, position, 1, version, stream)
         if group.ordered then
           local v = tonumber(version)
-          passed[stream] = { position = position, from = v, to = v, held = 0, block = 0, again = '0' }
+          passed[stream] = { position = position, from = v, to = v, held = 0, block = 0, again = '0',
+            changed = true, fresh = position .. ':' .. version .. ':' .. version .. ':0:0:0' }
         end
       end
     end
@@ -142,39 +265,64 @@ local function take_new(call)
       break
     end
   end
+  claim_new(call, ids, first)
   if group.cursor > first then
-    local cursor = digits(group.cursor)
-    redis.call('XGROUP', 'SETID', keys[SOURCE], group.name, '0-' .. cursor, 'ENTRIESREAD', cursor)
-    redis.call('HSET', keys[GROUP], 'cursor', cursor, 'held', digits(group.held))
-    for stream, busy in pairs(passed) do
-      save_busy(keys, stream, busy)
-    end
-  end
-  if #ids > 0 then
-    local arguments = { 'XCLAIM', keys[SOURCE], group.name, call.consumer, 0 }
-    for i = 1, #ids do
-      arguments[i + 5] = ids[i]
-    end
-    local n = #arguments
-    arguments[n + 1], arguments[n + 2], arguments[n + 3], arguments[n + 4] = 'FORCE', 'JUSTID', 'RETRYCOUNT', 1
-    redis.call(unpack(arguments))
+    move_cursor(call)
+    save_passed(call, passed)
   end
   return state
 end
 
+-- Of those that end at once the last ones first: in a small sorted set each then finds its place without a search.
 local function write_leases(call)
-  if #call.leases > 0 then
-    redis.call('HSET', call.keys[LEASE], unpack(call.leases))
-    redis.call('ZADD', call.keys[DUE], unpack(call.dues))
+  local events, deadline, dues = call.events, digits(call.deadline), {}
+  if #events == 0 then
+    return
   end
+  for i = #events - 1, 1, -2 do
+    local n = #dues
+    dues[n + 1], dues[n + 2] = deadline, events[i]
+  end
+  redis.call('HSET', call.keys[LEASE], unpack(events))
+  redis.call('ZADD', call.keys[DUE], unpack(dues))
 end
 
 -- When somebody last asked, to within ten seconds: empty answers cost no write.
 local function note_asked(call)
-  local asked = tonumber(redis.call('HGET', call.keys[GROUP], 'asked') or 0)
-  if math.abs(call.now - asked) > ASKED_MS then
+  if math.abs(call.now - call.group.asked) > ASKED_MS then
     redis.call('HSET', call.keys[GROUP], 'asked', digits(call.now))
   end
+end
+
+-- When the first lease ends or retry is due; 0 where none waits.
+local function first_due(keys)
+  return tonumber(redis.call('ZRANGE', keys[DUE], 0, 0, 'WITHSCORES')[2] or 0)
+end
+
+-- Hands out what there is. Returns the state, and when the next lease ends or retry is due.
+local function take(call)
+  local keys, group, due = call.keys, call.group, first_due(call.keys)
+  if group.paused then
+    return 'paused', due
+  end
+  local some_due = due > 0 and due <= call.now
+  if some_due then
+    take_due(call)
+  end
+  call.room = group.max_in_flight - redis.call('ZCARD', keys[DUE])
+  take_ready(call)
+  local state = (call.handed >= call.limit and 'more') or (call.room <= 0 and 'full') or take_all(call) or take_new(call)
+  write_leases(call)
+  if some_due or #call.chores > 0 then
+    due = first_due(keys)
+  elseif call.handed > 0 then
+    due = due > 0 and math.min(due, call.deadline) or call.deadline
+  end
+  for _, stream in ipairs(group.ordered and redis.call('ZRANGE', keys[TODO], 0, 9) or {}) do
+    local at = #call.chores
+    call.chores[at + 1], call.chores[at + 2], call.chores[at + 3] = 'release', stream, ''
+  end
+  return state, due
 end
 
 local function next_events(keys, args)
@@ -184,20 +332,8 @@ local function next_events(keys, args)
   end
   local call = new_call(keys, args, group)
   note_asked(call)
-  local state = 'paused'
-  if not group.paused then
-    take_due(call)
-    call.room = group.max_in_flight - redis.call('ZCARD', keys[DUE])
-    take_ready(call)
-    state = (call.handed >= call.limit and 'more') or (call.room <= 0 and 'full') or take_new(call)
-    write_leases(call)
-    for _, stream in ipairs(redis.call('ZRANGE', keys[TODO], 0, 9)) do
-      local at = #call.chores
-      call.chores[at + 1], call.chores[at + 2], call.chores[at + 3] = 'release', stream, ''
-    end
-  end
-  local due = redis.call('ZRANGE', keys[DUE], 0, 0, 'WITHSCORES')
-  return { state, tonumber(due[2] or 0), call.now, call.events, call.chores }
+  local state, due = take(call)
+  return { state, due, call.now, call.deadline, call.events, call.chores }
 end
 
 redis.register_function('es_next' .. suffix, next_events)

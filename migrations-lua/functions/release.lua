@@ -11,7 +11,7 @@ local function release_on(keys, args)
     return redis.error_reply('NOGROUP ' .. args[1])
   end
   if redis.call('ZSCORE', keys[TODO], args[2]) then
-    release(keys, group, args[2], '0', events_key(keys, 1))
+    release(keys, group, { args[2], '0', events_key(keys, 1) })
   end
   return 1
 end

@@ -52,7 +52,7 @@ local function replay(keys, args)
     if stream then
       count = count + 1
       if args[3] == 'drop' then
-        release(keys, group, stream, '0', events_key(keys, i - 3))
+        release(keys, group, { stream, '0', events_key(keys, i - 3) })
       elseif tonumber(position) > group.cursor then
         -- It comes by itself.
       elseif group.ordered then

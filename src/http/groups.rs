@@ -101,7 +101,7 @@ pub struct StatusDocument {
     /// Age of the oldest event that was delivered and is not settled, or not yet delivered; 0 where there is none.
     #[schema(minimum = 0)]
     oldest_unacked_seconds: f64,
-    /// Those who were handed something.
+    /// Those who were handed something. Who has had nothing in hand for an hour is forgotten sooner or later.
     consumers: Vec<ConsumerDocument>,
     /// With `?acked=`: whether everything up to that cursor is settled.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -147,6 +147,22 @@ impl LeaseToken {
         good.then(|| Self { partition, generation: generation.to_owned(), position, text: text.to_owned() })
     }
 
+    /// A lease as a group gives it, with the delivery's count, and version and stream of its event; `None` where the text
+    /// is none of a lease.
+    #[must_use]
+    pub fn new(
+        partition: Partition,
+        generation: &str,
+        position: &str,
+        text: String,
+    ) -> Option<(Self, u64, Version, StreamId)> {
+        let mut words = text.splitn(4, ':').skip(1);
+        let (count, version) = (words.next()?.parse().ok()?, Version::parse(words.next()?)?);
+        let stream = StreamId::parse(words.next()?)?;
+        let (generation, position) = (generation.to_owned(), Position::parse(position)?);
+        Some((Self { partition, generation, position, text }, count, version, stream))
+    }
+
     /// The token: URL-safe characters only.
     #[must_use]
     pub fn token(&self) -> String {

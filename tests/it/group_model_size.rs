@@ -128,7 +128,7 @@ impl Sized {
 
     /// Has Redis note what its calls take, where it is more than 50 µs: not each read of an event.
     async fn watch(&mut self) {
-        let settings = ["SET", "slowlog-log-slower-than", "50", "slowlog-max-len", "2000"];
+        let settings = ["SET", "slowlog-log-slower-than", "50", "slowlog-max-len", "20000"];
         redis::cmd("CONFIG").arg(&settings).exec_async(&mut self.redis).await.unwrap();
     }
 

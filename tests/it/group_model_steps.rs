@@ -1,6 +1,5 @@
 //! The random steps, each carried out on the store and on the model.
 
-use redis::Value;
 use serde_json::value::RawValue;
 use streamkeep::{
     model::{Condition, EventId, GroupName, LeaseToken, NewEvent, Partition, Position, Retry, Settled, StreamId},
@@ -15,8 +14,8 @@ use crate::{
 /// Names that are prefixes of others, and that sort around the separators of the keys.
 pub const STREAMS: [&str; 10] = ["a-1", "a-1~", "a-1+b", "a-10", "a-2", "b-1", "b-2", "b-2:3", "b-3", "b-4"];
 const TYPES: [&str; 3] = ["placed", "paid", "sent"];
-/// What `es_next` answers: state, next due time, clock, events, chores.
-type NextReply = (String, u64, u64, Vec<Value>, Vec<String>);
+/// What `es_next` answers: state, next due time, clock, when the leases end, events, chores.
+type NextReply = (String, u64, u64, u64, Vec<String>, Vec<String>);
 
 /// No delay or lease of this many ms ends within a test.
 pub const FAR: u64 = 600_000;
@@ -115,12 +114,11 @@ impl World {
         command.arg(self.library.function("es_next")).arg(keys.len()).arg(&keys).arg(self.name.as_str());
         command.arg(&self.model.generation).arg("dead").arg(self.rng.usize(1..5)).arg(&nonce).arg(250);
         let reply: redis::RedisResult<NextReply> = command.query_async(&mut self.redis).await;
-        let (_, _, _, events, chores) = reply.map_err(|error| format!("es_next: {error}"))?;
-        self.note(format!("next, and die: {} events, {chores:?}", events.len() / 5));
-        for event in events.chunks_exact(5) {
-            let text = |index: usize| redis::from_redis_value::<String>(event[index].clone()).unwrap();
-            let count = text(3).parse().unwrap();
-            let lease = self.lease(partition, &text(0), format!("{nonce}:{count}:{}:{}", text(1), text(2)));
+        let (_, _, _, _, events, chores) = reply.map_err(|error| format!("es_next: {error}"))?;
+        self.note(format!("next, and die: {} events, {chores:?}", events.len() / 2));
+        for event in events.chunks_exact(2) {
+            let lease = self.lease(partition, &event[0], event[1].clone());
+            let count = lease.text.split(':').nth(1).unwrap().parse().unwrap();
             self.model.hand_out(&lease, count)?;
             self.old.push(lease);
         }

@@ -1,13 +1,18 @@
 //! What a plain Redis client sees of groups, and may do beside them.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use redis::{Value, aio::MultiplexedConnection};
 use serde_json::json;
+use streamkeep::{
+    model::{GroupName, Partition},
+    store::{Keys, Library},
+};
 
 use crate::{
     app::TestApp,
-    groups::{TestGroup, append},
+    group_model::open,
+    groups::{TestGroup, append, names},
 };
 
 /// `XINFO GROUPS` of a group: its last id and its lag; and how many are pending (`XPENDING`).
@@ -112,4 +117,95 @@ async fn a_foreign_group_works_beside() {
     assert_eq!(seen(&mut redis, "events:a-1", "foreign").await, ("0-2".into(), 2, 1), "it outlives ours");
     let read = read_foreign(&mut redis).await;
     assert_eq!(read.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["0-3", "0-4"]);
+}
+
+async fn move_by_hand(redis: &mut MultiplexedConnection, group: &str, id: &str) {
+    redis::cmd("XGROUP").arg("SETID").arg("log").arg(group).arg(id).exec_async(redis).await.unwrap();
+}
+
+/// An event in each of these streams; their names as deliveries have them.
+async fn append_to(app: &TestApp, streams: std::ops::RangeInclusive<usize>) -> Vec<String> {
+    let mut names = Vec::new();
+    for number in streams {
+        append(app, &format!("a-{number}"), "x", 1).await;
+        names.push(format!("a-{number}@1"));
+    }
+    names
+}
+
+#[tokio::test]
+async fn a_cursor_that_was_moved_by_hand_loses_nothing() {
+    for ordering in ["none", "stream"] {
+        let app = TestApp::start(1).await;
+        let mut redis = app.redis.connection().await;
+        let group = TestGroup::create(&app, "g", json!({ "ordering": ordering })).await;
+        append_to(&app, 1..=2).await;
+        let first = group.next("limit=2").await;
+        group.ack(&first[..1]).await.expect(200);
+        let wanted = append_to(&app, 3..=8).await;
+        move_by_hand(&mut redis, "g", "0-5").await;
+        assert_eq!(names(&group.next("limit=10").await), wanted, "{ordering}");
+        assert_eq!(seen(&mut redis, "log", "g").await, ("0-8".into(), 0, 7), "{ordering}");
+        move_by_hand(&mut redis, "g", "0-0").await;
+        assert!(group.next("limit=10").await.is_empty(), "nothing new: {ordering}");
+        let wanted = append_to(&app, 91..=95).await;
+        assert_eq!(names(&group.next("limit=4").await), wanted[..4], "{ordering}");
+        assert_eq!(names(&group.next("limit=10").await), wanted[4..], "{ordering}");
+        // The first one was acked, and is not pending again.
+        assert_eq!(seen(&mut redis, "log", "g").await, ("0-13".into(), 0, 12), "{ordering}");
+    }
+}
+
+#[tokio::test]
+async fn a_gap_in_the_log_is_passed_over() {
+    let app = TestApp::start(1).await;
+    let mut redis = app.redis.connection().await;
+    append(&app, "a-1", "x", 8).await;
+    let group = TestGroup::create(&app, "g", json!({})).await;
+    redis::cmd("XDEL").arg("log").arg("0-4").exec_async(&mut redis).await.unwrap();
+    let mut came = Vec::new();
+    for query in ["limit=3", "limit=2", "limit=10"] {
+        came.extend(group.next(query).await);
+    }
+    assert_eq!(names(&came), ["a-1@1", "a-1@2", "a-1@3", "a-1@5", "a-1@6", "a-1@7", "a-1@8"]);
+    assert_eq!(seen(&mut redis, "log", "g").await, ("0-8".into(), 0, 7));
+    group.ack(&came).await.expect(200);
+    assert_eq!(seen(&mut redis, "log", "g").await, ("0-8".into(), 0, 0));
+}
+
+async fn consumers(redis: &mut MultiplexedConnection) -> Vec<String> {
+    let rows: Vec<HashMap<String, Value>> =
+        redis::cmd("XINFO").arg("CONSUMERS").arg("log").arg("g").query_async(redis).await.unwrap();
+    rows.into_iter().map(|mut row| redis::from_redis_value(row.remove("name").unwrap()).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn idle_consumers_are_dropped_unless_something_is_in_their_hands() {
+    let app = TestApp::start(1).await;
+    let mut redis = app.redis.connection().await;
+    append(&app, "a-1", "x", 103).await;
+    let group = TestGroup::create(&app, "g", json!({})).await;
+    let of_ada = group.next("consumer=ada").await;
+    let retried = group.next("consumer=bob").await;
+    group.post("nack", json!({"leases": [retried[0].lease], "action": "retry", "delay_ms": 60_000})).await.expect(200);
+    for number in 0..101 {
+        let taken = group.next(&format!("consumer=c{number}")).await;
+        group.ack(&taken).await.expect(200);
+    }
+    assert_eq!(consumers(&mut redis).await.len(), 103);
+    let (store, name) = (open(&app.redis, 1, &Library::default()).await, GroupName::parse("g").unwrap());
+    assert_eq!(store.drop_idle_consumers(&name, Duration::from_hours(1)).await.unwrap(), 0, "none is idle for so long");
+    assert_eq!(store.drop_idle_consumers(&name, Duration::ZERO).await.unwrap(), 101);
+    assert_eq!(consumers(&mut redis).await, ["ada", "bob"]);
+    // Whoever was seen idle, and has taken something since, stays too.
+    let (library, keys) = (Library::default(), Keys::new("", store.partitions()));
+    let mut drop = redis::cmd("FCALL");
+    drop.arg(library.function("es_drop_consumers")).arg(12).arg(keys.group(Partition::FIRST, &name, None));
+    drop.arg("g").arg("ada").arg("bob").arg("unknown");
+    assert_eq!(drop.query_async::<u64>(&mut redis).await.unwrap(), 1, "only the unknown one");
+    assert_eq!(consumers(&mut redis).await, ["ada", "bob"]);
+    group.ack(&of_ada).await.expect(200);
+    assert_eq!(store.drop_idle_consumers(&name, Duration::ZERO).await.unwrap(), 1);
+    append(&app, "a-1", "x", 1).await;
+    assert_eq!(names(&group.next("consumer=ada").await), ["a-1@104"]);
 }

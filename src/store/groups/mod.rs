@@ -4,6 +4,7 @@
 //! group reads has a copy of it, with its own cursor and leases. A copy that missed a change answers «no such group»,
 //! because its generation is another one; it is then brought up to date, and asked again.
 
+mod consumers;
 mod next;
 mod parked;
 mod registry;

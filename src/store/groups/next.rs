@@ -1,13 +1,13 @@
 //! Handing out.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::Pipeline;
 use tracing::debug;
 
 use super::{Group, random, settle::Nack};
 use crate::{
-    model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId, Version},
+    model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId},
     store::{
         Store,
         read::{decode, entries},
@@ -33,8 +33,8 @@ pub struct Next {
     pub due_in: Option<Duration>,
 }
 
-/// What the function answers: state, next due time, clock, events, chores.
-type Reply = (String, u64, u64, Vec<redis::Value>, Vec<String>);
+/// What the function answers: state, next due time, clock, when the leases end, events, chores.
+type Reply = (String, u64, u64, u64, Vec<String>, Vec<String>);
 
 impl Store {
     /// Hands at most `limit` events to a consumer: due retries and expired leases first, then new ones. The partitions
@@ -45,10 +45,10 @@ impl Store {
     /// lease has run out.
     pub async fn next(&self, name: &GroupName, consumer: &GroupName, limit: usize, turn: usize) -> Result<Next, Error> {
         for _ in 0..HEALS {
-            let partitions = self.partitions_of(&self.cached_group(name).await?);
+            let partitions = self.partitions_of(&*self.cached_group(name).await?);
             let next = self.next_of(name, &partitions, consumer, limit, turn).await?;
             // Made anew with another source, it has events elsewhere.
-            let moved = self.partitions_of(&self.cached_group(name).await?) != partitions;
+            let moved = self.partitions_of(&*self.cached_group(name).await?) != partitions;
             if !moved || !next.deliveries.is_empty() {
                 return Ok(Next { more: next.more || moved, ..next });
             }
@@ -93,7 +93,7 @@ impl Store {
         let mut round = 0;
         while next.more && next.deliveries.len() < limit && round < ROUNDS {
             let room = limit - next.deliveries.len();
-            let ask = |group| async move {
+            let ask = |group: Arc<Group>| async move {
                 // Deleted, and made anew with another source, it may not read this partition any more.
                 if !self.partitions_of(&group).contains(&partition) {
                     return Ok(Next::default());
@@ -120,7 +120,7 @@ impl Store {
         &self,
         name: &GroupName,
         partition: Partition,
-        call: impl Fn(Group) -> F,
+        call: impl Fn(Arc<Group>) -> F,
     ) -> Result<T, Error> {
         for _ in 0..HEALS {
             match call(self.cached_group(name).await?).await {
@@ -144,15 +144,14 @@ impl Store {
         consumer: &GroupName,
         limit: usize,
     ) -> Result<Next, Error> {
-        let nonce = random();
         let mut command = self.group_command("es_next", group, partition, []);
-        command.arg(&group.generation).arg(consumer.as_str()).arg(limit).arg(&nonce).arg(LOOK);
-        let (state, due, now, events, chores): Reply = decode(Some(self.call(command).await?))?;
-        let handed = events.len() / 5;
+        command.arg(&group.generation).arg(consumer.as_str()).arg(limit).arg(random()).arg(LOOK);
+        let (state, due, now, deadline_ms, events, chores): Reply = decode(Some(self.call(command).await?))?;
+        let handed = events.len() / 2;
         // What is parked or skipped here makes room, and lets its stream go on.
         let settled_some = !chores.is_empty();
         self.do_chores(group, partition, chores).await?;
-        let deliveries = self.deliveries(group, partition, &nonce, events).await?;
+        let deliveries = self.deliveries(group, partition, deadline_ms, events).await?;
         let more = state == "more" || settled_some || deliveries.len() < handed;
         Ok(Next {
             deliveries,
@@ -170,32 +169,26 @@ impl Store {
         &self,
         group: &Group,
         partition: Partition,
-        nonce: &str,
-        handed: Vec<redis::Value>,
+        deadline_ms: u64,
+        handed: Vec<String>,
     ) -> Result<Vec<Delivery>, Error> {
         if handed.is_empty() {
             return Ok(Vec::new());
         }
-        let mut commands = Pipeline::with_capacity(handed.len() / 5);
-        let mut leases = Vec::with_capacity(handed.len() / 5);
+        let mut commands = Pipeline::with_capacity(handed.len() / 2);
+        let mut leases = Vec::with_capacity(handed.len() / 2);
         let mut handed = handed.into_iter();
-        while let Some(position) = handed.next() {
-            let position: u64 = decode(Some(position))?;
-            let version: u64 = decode(handed.next())?;
-            let stream: String = decode(handed.next())?;
-            let (count, deadline_ms): (u64, u64) = (decode(handed.next())?, decode(handed.next())?);
-            let corrupt = || Error::Corrupt(format!("stream {stream} in a group"));
-            let stream_id = StreamId::parse(&stream).ok_or_else(corrupt)?;
-            let text = format!("{nonce}:{count}:{version}:{stream}");
-            let position = Position::new(position).unwrap_or_default();
-            let lease = LeaseToken { partition, generation: group.generation.clone(), position, text };
-            let id = format!("0-{}", Version::new(version).unwrap_or_default());
-            commands.cmd("XRANGE").arg(self.0.keys.events(partition, &stream_id)).arg(&id).arg(&id);
-            leases.push((lease, stream_id, count, deadline_ms));
+        while let (Some(position), Some(text)) = (handed.next(), handed.next()) {
+            let lease = LeaseToken::new(partition, &group.generation, &position, text);
+            let (lease, delivery_count, version, stream) =
+                lease.ok_or_else(|| Error::Corrupt(format!("position {position} of a group")))?;
+            let id = format!("0-{version}");
+            commands.cmd("XRANGE").arg(self.0.keys.events(partition, &stream)).arg(&id).arg(&id);
+            leases.push((lease, delivery_count, stream));
         }
         let replies = self.0.connections.read(&commands).await?;
         let (mut deliveries, mut gone) = (Vec::with_capacity(leases.len()), Vec::new());
-        for ((lease, stream, delivery_count, deadline_ms), reply) in leases.into_iter().zip(replies) {
+        for ((lease, delivery_count, stream), reply) in leases.into_iter().zip(replies) {
             match entries(&stream, Some(reply))?.pop() {
                 Some(event) => deliveries.push(Delivery { lease, deadline_ms, delivery_count, event }),
                 None => gone.push(lease),

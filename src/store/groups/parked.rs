@@ -1,5 +1,7 @@
 //! Parked events: list, replay, drop.
 
+use std::sync::Arc;
+
 use redis::Pipeline;
 
 use super::{Group, settle::MOST};
@@ -165,7 +167,7 @@ impl Store {
     ) -> Result<usize, Error> {
         let mut count = 0;
         for chosen in chosen.chunks(MOST) {
-            let replay = |group: Group| async move {
+            let replay = |group: Arc<Group>| async move {
                 let ordered = group.settings.ordering == Ordering::Stream;
                 let streams = chosen.iter().filter(|_| ordered).map(|(_, stream)| stream.clone());
                 let mut command = self.group_command("es_replay", &group, partition, streams);

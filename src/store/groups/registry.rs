@@ -9,7 +9,7 @@ use std::{
 use redis::{Cmd, Pipeline};
 use serde::{Deserialize, Serialize};
 
-use super::{random, settled::Floors, wait::Line};
+use super::{consumers, random, settled::Floors, wait::Line};
 use crate::{
     model::{Error, GroupName, GroupSettings, Partition, Start},
     store::{Store, read::decode},
@@ -40,15 +40,26 @@ pub struct Group {
 /// generation, except that a deleted group may be served on for so long, should its deletion have broken off midway.
 #[derive(Default)]
 pub struct Cache {
-    groups: Mutex<HashMap<GroupName, (Instant, Group)>>,
+    groups: Mutex<HashMap<GroupName, (Instant, Arc<Group>)>>,
     lines: Mutex<HashMap<GroupName, Line>>,
     floors: Mutex<HashMap<GroupName, Floors>>,
+    tidied: Mutex<HashMap<GroupName, Instant>>,
 }
 
 impl Cache {
     /// The line of those who wait for a group.
     pub(super) fn line(&self, name: &GroupName) -> Line {
         Arc::clone(self.lines.lock().expect("no holder panics").entry(name.clone()).or_default())
+    }
+
+    /// Whether idle consumers of a group are to be looked for. It is told once.
+    fn is_tidy_due(&self, name: &GroupName) -> bool {
+        let (mut tidied, now) = (self.tidied.lock().expect("no holder panics"), Instant::now());
+        let due = tidied.get(name).is_none_or(|last| now - *last >= consumers::EVERY);
+        if due {
+            tidied.insert(name.clone(), now);
+        }
+        due
     }
 
     /// What those share who wait until a group has settled something.
@@ -152,16 +163,19 @@ impl Store {
     }
 
     /// A group by its name, as of lately.
-    pub(super) async fn cached_group(&self, name: &GroupName) -> Result<Group, Error> {
+    pub(super) async fn cached_group(&self, name: &GroupName) -> Result<Arc<Group>, Error> {
         let cached = || {
             let groups = self.0.groups.groups.lock().expect("no holder panics");
-            groups.get(name).filter(|(read, _)| read.elapsed() < CACHED).map(|(_, group)| group.clone())
+            groups.get(name).filter(|(read, _)| read.elapsed() < CACHED).map(|(_, group)| Arc::clone(group))
         };
         if let Some(group) = cached() {
             return Ok(group);
         }
-        let group = self.group(name).await?;
-        let entry = (Instant::now(), group.clone());
+        let group = Arc::new(self.group(name).await?);
+        if self.0.groups.is_tidy_due(name) {
+            self.tidy(name);
+        }
+        let entry = (Instant::now(), Arc::clone(&group));
         self.0.groups.groups.lock().expect("no holder panics").insert(name.clone(), entry);
         Ok(group)
     }

@@ -1,6 +1,8 @@
 //! Settling: ack, nack and extend.
 
-use redis::Cmd;
+use std::sync::Arc;
+
+use redis::{Cmd, Value};
 
 use super::Group;
 use crate::{
@@ -50,11 +52,11 @@ impl Store {
     /// # Errors
     /// [`Error::GroupNotFound`], or that Redis is not available.
     pub async fn ack(&self, name: &GroupName, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
-        let acks = |group: Group, partition, leases: Vec<_>| async move {
-            let command = self.group_command("es_ack", &group, partition, streams(&group, &leases));
-            Ok(without_deadlines(self.words(with_leases(command, &leases)).await?))
+        let acks = |group: &Group, partition, leases: &[&LeaseToken]| {
+            with_leases(self.group_command("es_ack", group, partition, streams(group, leases)), leases)
         };
-        Ok(self.settle(name, leases, acks).await?.into_iter().map(|(settled, _)| settled).collect())
+        let answers = self.settle(name, leases, acks, words).await?;
+        Ok(answers.into_iter().map(|(settled, _)| settled).collect())
     }
 
     /// Gives events back.
@@ -62,10 +64,10 @@ impl Store {
     /// # Errors
     /// [`Error::GroupNotFound`], or that Redis is not available.
     pub async fn nack(&self, name: &GroupName, nack: &Nack<'_>, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
-        let nacks = |group: Group, partition, leases: Vec<_>| async move {
-            Ok(without_deadlines(self.nack_in(&group, partition, nack, &leases).await?))
-        };
-        Ok(self.settle(name, leases, nacks).await?.into_iter().map(|(settled, _)| settled).collect())
+        let nacks =
+            |group: &Group, partition, leases: &[&LeaseToken]| self.nack_command(group, partition, nack, leases);
+        let answers = self.settle(name, leases, nacks, words).await?;
+        Ok(answers.into_iter().map(|(settled, _)| settled).collect())
     }
 
     /// Lets leases end later: `lease_ms` from now, or as long as the group's leases last. With each that holds comes
@@ -79,48 +81,61 @@ impl Store {
         lease_ms: Option<u64>,
         leases: &[LeaseToken],
     ) -> Result<Vec<(Settled, u64)>, Error> {
-        self.settle(name, leases, |group: Group, partition, leases: Vec<_>| async move {
-            let mut command = self.group_command("es_extend", &group, partition, []);
+        let extends = |group: &Group, partition, leases: &[&LeaseToken]| {
+            let mut command = self.group_command("es_extend", group, partition, []);
             command.arg(lease_ms.map(|ms| ms.to_string()).unwrap_or_default());
-            let reply = self.call(with_leases(command, &leases)).await?;
-            let (deadline_ms, words): (u64, Vec<String>) = decode(Some(reply))?;
-            Ok(words.into_iter().map(|word| (settled(word), deadline_ms)).collect())
-        })
-        .await
+            with_leases(command, leases)
+        };
+        let extended = |reply| {
+            let (deadline, words): (u64, Vec<String>) = decode(Some(reply))?;
+            Ok(words.into_iter().map(|word| (settled(word), deadline)).collect())
+        };
+        self.settle(name, leases, extends, extended).await
     }
 
+    /// As `nack`, of one partition.
     pub(super) async fn nack_in(
         &self,
         group: &Group,
         partition: Partition,
         nack: &Nack<'_>,
         leases: &[LeaseToken],
-    ) -> Result<Vec<Settled>, Error> {
+    ) -> Result<(), Error> {
+        let leases: Vec<&LeaseToken> = leases.iter().collect();
+        self.call(self.nack_command(group, partition, nack, &leases)).await.map(drop)
+    }
+
+    fn nack_command(&self, group: &Group, partition: Partition, nack: &Nack<'_>, leases: &[&LeaseToken]) -> Cmd {
         let mut command = self.group_command("es_nack", group, partition, streams(group, leases));
         command.arg(nack.action).arg(nack.delay_ms.map(|ms| ms.to_string()).unwrap_or_default()).arg(nack.reason);
-        self.words(with_leases(command, leases)).await
+        with_leases(command, leases)
     }
 
     /// Settles the leases of each partition in as few calls as may be, and puts the answers into the order of the leases.
-    async fn settle<F: Future<Output = Result<Vec<Answer>, Error>>>(
+    async fn settle(
         &self,
         name: &GroupName,
         leases: &[LeaseToken],
-        call: impl Fn(Group, Partition, Vec<LeaseToken>) -> F,
+        command: impl Fn(&Group, Partition, &[&LeaseToken]) -> Cmd,
+        answers_of: impl Fn(Value) -> Result<Vec<Answer>, Error>,
     ) -> Result<Vec<Answer>, Error> {
-        let group = self.cached_group(name).await?;
+        let mut group = self.cached_group(name).await?;
         if leases.iter().any(|lease| lease.generation != group.generation) {
             // They are old, or our copy is: the group may even have been made anew, with another source or ordering.
             self.forget_group(name);
+            group = self.cached_group(name).await?;
         }
-        let read = self.partitions_of(&self.cached_group(name).await?);
         // A lease of another group may name a partition that this one does not read.
         let mut answers = vec![(Settled::Lost("sought".to_owned()), 0); leases.len()];
-        for partition in read {
+        for partition in self.partitions_of(&group) {
             let own = leases.iter().enumerate().filter(|(_, lease)| lease.partition == partition);
-            let (indexes, of): (Vec<usize>, Vec<_>) = own.map(|(index, lease)| (index, lease.clone())).unzip();
+            let (indexes, of): (Vec<usize>, Vec<&LeaseToken>) = own.unzip();
             for (indexes, of) in indexes.chunks(MOST).zip(of.chunks(MOST)) {
-                let found = self.with_copy(name, partition, |group| call(group, partition, of.to_vec())).await?;
+                let call = |group: Arc<Group>| {
+                    let command = command(&group, partition, of);
+                    async move { self.call(command).await }
+                };
+                let found = answers_of(self.with_copy(name, partition, call).await?)?;
                 if found.len() != of.len() {
                     return Err(Error::Corrupt("an answer for each lease".to_owned()));
                 }
@@ -131,18 +146,14 @@ impl Store {
         }
         Ok(answers)
     }
-
-    async fn words(&self, command: Cmd) -> Result<Vec<Settled>, Error> {
-        let words: Vec<String> = decode(Some(self.call(command).await?))?;
-        Ok(words.into_iter().map(settled).collect())
-    }
 }
 
 /// What became of a lease, and when it ends now, in ms since 1970; 0 where that was not asked.
 type Answer = (Settled, u64);
 
-fn without_deadlines(answers: Vec<Settled>) -> Vec<Answer> {
-    answers.into_iter().map(|settled| (settled, 0)).collect()
+fn words(reply: Value) -> Result<Vec<Answer>, Error> {
+    let words: Vec<String> = decode(Some(reply))?;
+    Ok(words.into_iter().map(|word| (settled(word), 0)).collect())
 }
 
 fn settled(word: String) -> Settled {
@@ -154,14 +165,14 @@ fn settled(word: String) -> Settled {
 }
 
 /// An ordered group looks for the next event of each stream.
-fn streams(group: &Group, leases: &[LeaseToken]) -> Vec<StreamId> {
+fn streams(group: &Group, leases: &[&LeaseToken]) -> Vec<StreamId> {
     match group.settings.ordering {
-        Ordering::Stream => leases.iter().filter_map(LeaseToken::stream).collect(),
+        Ordering::Stream => leases.iter().filter_map(|lease| lease.stream()).collect(),
         Ordering::None => Vec::new(),
     }
 }
 
-fn with_leases(mut command: Cmd, leases: &[LeaseToken]) -> Cmd {
+fn with_leases(mut command: Cmd, leases: &[&LeaseToken]) -> Cmd {
     for lease in leases {
         command.arg(&lease.generation).arg(lease.position.get()).arg(&lease.text);
     }

@@ -1,6 +1,6 @@
 //! How a group stands.
 
-use redis::{Pipeline, Value};
+use std::sync::Arc;
 
 use super::{Group, next::LOOK, random};
 use crate::{
@@ -79,7 +79,7 @@ impl Store {
     }
 
     async fn add_status(&self, group: &Group, partition: Partition, status: &mut GroupStatus) -> Result<(), Error> {
-        let told = |group: Group| async move {
+        let told = |group: Arc<Group>| async move {
             let mut command = self.group_command("es_status", &group, partition, []);
             command.arg(&group.generation);
             decode(Some(self.call(command).await?))
@@ -104,22 +104,9 @@ impl Store {
         self.add_consumers(group, partition, status).await
     }
 
-    /// `XINFO CONSUMERS`, summed up by name.
+    /// Adds consumers, summed up by name.
     async fn add_consumers(&self, group: &Group, partition: Partition, status: &mut GroupStatus) -> Result<(), Error> {
-        let source = self.0.keys.group(partition, &group.name, group.settings.stream.as_ref()).swap_remove(0);
-        let mut commands = Pipeline::with_capacity(1);
-        commands.cmd("XINFO").arg("CONSUMERS").arg(source).arg(group.name.as_str());
-        let rows: Vec<Vec<(String, Value)>> = decode(self.0.connections.read(&commands).await?.pop())?;
-        for row in rows {
-            let mut consumer = ConsumerStatus { name: String::new(), in_flight: 0, idle_ms: 0 };
-            for (field, value) in row {
-                match field.as_str() {
-                    "name" => consumer.name = decode(Some(value))?,
-                    "pending" => consumer.in_flight = decode(Some(value))?,
-                    "idle" => consumer.idle_ms = decode(Some(value))?,
-                    _ => {}
-                }
-            }
+        for consumer in self.consumers(group, partition).await? {
             match status.consumers.iter_mut().find(|known| known.name == consumer.name) {
                 Some(known) => {
                     known.in_flight += consumer.in_flight;

@@ -119,7 +119,7 @@ impl Store {
             if !found.is_empty() {
                 return Ok(Some(found));
             }
-            let reads = self.partitions_of(&self.cached_group(name).await?);
+            let reads = self.partitions_of(&*self.cached_group(name).await?);
             if reads.len() != waiters.len() || waiters.iter().any(|(partition, _)| !reads.contains(partition)) {
                 return Ok(None);
             }
