@@ -101,8 +101,12 @@ impl Store {
     ) -> Result<bool, Error> {
         let Some(last) = events.last() else { return Ok(false) };
         let rest = page.limit + 1 - events.len();
-        // One at least: a page that is full with its first event must tell whether there is another.
-        let count = self.piece(page.bytes, events).clamp(1, rest);
+        let count = self.piece(page.bytes, events).min(rest);
+        if count == 0 && events.len() > 1 {
+            return Ok(true);
+        }
+        // A page that is full with its first event must get past it: a feed's first one is only compared.
+        let count = count.max(1);
         let page = PageRequest { from: Some(page.direction.after(last.version)), ..page };
         let mut commands = Pipeline::with_capacity(1);
         commands.add_command(self.range(partition, stream, page, count));

@@ -39,12 +39,13 @@ impl Times {
         })
     }
 
-    /// That ours are prompt: the median as it stands, the 99th percentile but for what the machine takes.
+    /// That ours are prompt: the median as it stands, the 99th percentile but for what the machine takes, which the plain
+    /// client feels once, and a wake-up by way of a reader and of HTTP twice.
     fn expect_prompt(&mut self, what: &str, after: Duration) {
         let ([middle, raw_middle], [p99, raw_p99]) = (self.of(50), self.of(99));
         println!("{what}, {} times: median {middle:?}, p99 {p99:?}; raw {raw_middle:?}, {raw_p99:?}", self.ours.len());
         assert!(middle < after + PROMPT, "{what}: {middle:?}");
-        assert!(p99 < raw_p99 + PROMPT, "{what}: {p99:?}, raw {raw_p99:?}");
+        assert!(p99 < 2 * raw_p99 + PROMPT, "{what}: {p99:?}, raw {raw_p99:?}");
     }
 }
 
