@@ -26,7 +26,7 @@ pub const CROWD_RATE: u32 = 10;
 /// Appends a second where latencies are compared.
 const LATENCY_RATE: u32 = 1_000;
 /// Followers beside those who append as fast as they can, and how many these are.
-const APPEND_FOLLOWERS: usize = 100;
+const APPEND_FOLLOWERS: [usize; 3] = [0, 10, 100];
 const APPEND_CONNECTIONS: usize = 8;
 /// Connections of an open loop: each may take so many appends a second.
 const RATE_OF_CONNECTION: u32 = 125;
@@ -74,7 +74,7 @@ impl<'a> Feeds<'a> {
         }
         let mut small: Vec<_> = self.rows(&FAN_OUT.map(|(followers, rate)| (followers.min(self.followers), rate)));
         let mut latency: Vec<Row<Latency>> = self.rows(&[(1, LATENCY_RATE)]);
-        let mut appends: Vec<Row<Appends>> = self.rows(&[(0, 0), (APPEND_FOLLOWERS, 0)]);
+        let mut appends: Vec<Row<Appends>> = self.rows(&APPEND_FOLLOWERS.map(|followers| (followers, 0)));
         for round in 0..rounds {
             for row in in_turn(&mut small, round) {
                 let sample = self.fan_out(self.service(row.target), row, self.bench.duration()).await;

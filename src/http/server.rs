@@ -116,13 +116,14 @@ async fn connection(
             request.extensions_mut().insert(TwoLengths);
         }
         let has_body = !request.body().is_end_stream();
-        async move {
+        // hyper keeps room for this as long as the connection lives: of each feed, and of each idle connection.
+        Box::pin(async move {
             let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
             if has_body && response.status().is_client_error() {
                 busy.leaves_body_unread();
             }
             Ok::<_, Infallible>(response.map(|body| AtWork { body, _busy: busy }))
-        }
+        })
     });
     let mut builder = http1::Builder::new();
     // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.

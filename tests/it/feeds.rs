@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     app::{Answer, TestApp, TestRedis, eventually},
-    feed::{Feed, name},
+    feed::{Block, Feed, name},
     groups::append,
 };
 
@@ -40,6 +40,39 @@ test_app! {
         // The stored event as it is, but for its form.
         let one = app.get("/streams/order-1/events/5").await.expect(200).json();
         assert!(seen.contains(&one));
+    }
+}
+
+/// The next so many events, as they were sent.
+async fn sent(feed: &mut Feed, count: usize) -> Vec<Block> {
+    let mut blocks = Vec::with_capacity(count);
+    while blocks.len() < count {
+        let block = feed.block().await.expect("the feed goes on");
+        if block.message().is_some() {
+            blocks.push(block);
+        }
+    }
+    blocks
+}
+
+/// With one partition an event is made ready once for all: what is sent does not depend on who follows, and since when.
+#[tokio::test]
+async fn all_who_follow_are_sent_the_same() {
+    let app = TestApp::start(1).await;
+    let mut followers = Vec::new();
+    for path in ["/events", "/events", "/events?category=order"] {
+        let mut feed = Feed::open(&app, path, None).await;
+        feed.until_caught_up().await;
+        followers.push(feed);
+    }
+    for n in 0..30 {
+        append(&app, if n % 2 == 0_usize { "invoice-1" } else { "order-1" }, "placed", 1 + n % 3).await;
+    }
+    let late = sent(&mut Feed::open(&app, "/events", None).await, 60).await;
+    let orders: Vec<_> = late.iter().filter(|block| block.message().unwrap()["stream"] == "order-1").cloned().collect();
+    assert_eq!(orders.len(), 30);
+    for (feed, expected) in followers.iter_mut().zip([&late, &late, &orders]) {
+        assert_eq!(sent(feed, expected.len()).await, *expected);
     }
 }
 
