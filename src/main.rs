@@ -24,6 +24,7 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(settings) => cli::serve(*settings).await,
         Command::Migrate(settings) => cli::migrate(settings).await,
+        Command::Verify(settings) => cli::verify(settings).await,
         Command::Import(settings) => cli::import(settings).await,
         Command::Export(settings) => cli::export(settings).await,
         Command::Health(settings) => cli::health(settings).await,

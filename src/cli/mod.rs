@@ -7,11 +7,13 @@ mod import;
 mod ndjson;
 mod progress;
 mod serve;
+mod verify;
 
 pub use export::export;
 pub use health::health;
 pub use import::import;
 pub use serve::{migrate, serve};
+pub use verify::verify;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

@@ -18,6 +18,7 @@ mod read;
 mod recent;
 mod tail;
 mod times;
+mod verify;
 mod writers;
 
 use std::{
@@ -42,6 +43,7 @@ pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
 pub use recent::LiveEvent;
 use tail::Tail;
 use tokio::sync::watch;
+pub use verify::{Report, Verifier};
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};

@@ -61,3 +61,4 @@ mod record;
 mod redis_server;
 mod retry;
 mod tidy;
+mod verify;
