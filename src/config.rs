@@ -31,6 +31,8 @@ pub enum Command {
     Migrate(Migrate),
     /// Prove that what is stored fits together; also beside a running service
     Verify(Verify),
+    /// Look at a deployment: what is wrong, and what to do
+    Doctor(Doctor),
     /// Append events from a file of NDJSON to a running service
     Import(Import),
     /// Write the events of a running service as NDJSON
@@ -125,6 +127,14 @@ pub struct Migrate {
     /// Afterwards remove function libraries of other versions; only once no older instance runs
     #[arg(long)]
     pub prune: bool,
+}
+
+/// Settings of `doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Where events are kept
+    #[command(flatten)]
+    pub storage: Storage,
 }
 
 /// Settings of `verify`.

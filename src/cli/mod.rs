@@ -1,6 +1,7 @@
 //! The commands. `main` parses the settings and calls one of these.
 
 mod client;
+mod doctor;
 mod export;
 mod health;
 mod import;
@@ -9,6 +10,7 @@ mod progress;
 mod serve;
 mod verify;
 
+pub use doctor::doctor;
 pub use export::export;
 pub use health::health;
 pub use import::import;

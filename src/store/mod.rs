@@ -4,6 +4,7 @@
 //! commands over shared connections.
 
 mod append;
+mod checks;
 mod connections;
 mod errors;
 mod follow;
@@ -30,6 +31,7 @@ use arc_swap::ArcSwap;
 use redis::ConnectionInfo;
 
 pub use append::Appended;
+pub use checks::{Check, CheckStatus, examine};
 pub use connections::Connections;
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};

@@ -11,6 +11,7 @@ mod checker_test;
 mod consumers;
 mod container;
 mod descriptors;
+mod doctor;
 mod end;
 mod faults;
 mod feed;
