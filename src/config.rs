@@ -31,6 +31,10 @@ pub enum Command {
     Serve(Box<Serve>),
     /// Run due migrations of stored data, and end
     Migrate(Migrate),
+    /// Prove that what is stored fits together; also beside a running service
+    Verify(Verify),
+    /// Look at a deployment: what is wrong, and what to do
+    Doctor(Doctor),
     /// Append events from a file of NDJSON to a running service
     Import(Import),
     /// Write the events of a running service as NDJSON
@@ -135,6 +139,22 @@ pub struct Migrate {
     /// Afterwards remove function libraries of other versions; only once no older instance runs
     #[arg(long)]
     pub prune: bool,
+}
+
+/// Settings of `doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Where events are kept
+    #[command(flatten)]
+    pub storage: Storage,
+}
+
+/// Settings of `verify`.
+#[derive(Args, Debug)]
+pub struct Verify {
+    /// Where events are kept
+    #[command(flatten)]
+    pub storage: Storage,
 }
 
 /// Where events are kept: in a Redis of one's own, or in one that is there.

@@ -24,6 +24,8 @@ async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(settings) => cli::serve(*settings).await,
         Command::Migrate(settings) => cli::migrate(settings).await,
+        Command::Verify(settings) => cli::verify(settings).await,
+        Command::Doctor(settings) => cli::doctor(settings).await,
         Command::Import(settings) => cli::import(settings).await,
         Command::Export(settings) => cli::export(settings).await,
         Command::Tail(settings) => cli::tail(settings).await,

@@ -1,6 +1,7 @@
 //! The commands. `main` parses the settings and calls one of these.
 
 mod client;
+mod doctor;
 mod export;
 mod health;
 mod import;
@@ -8,12 +9,15 @@ mod ndjson;
 mod progress;
 mod serve;
 mod tail;
+mod verify;
 
+pub use doctor::doctor;
 pub use export::export;
 pub use health::health;
 pub use import::import;
 pub use serve::{migrate, serve};
 pub use tail::{TailFormat, tail};
+pub use verify::verify;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

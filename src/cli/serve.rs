@@ -102,7 +102,7 @@ pub async fn migrate(settings: Migrate) -> Result<(), Failure> {
 }
 
 /// The Redis to use: that of the settings, or one of our own.
-async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo), Failure> {
+pub(super) async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo), Failure> {
     if let Some(address) = storage.address()? {
         return Ok((None, address));
     }
@@ -113,7 +113,7 @@ async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo
 }
 
 /// Ends our own Redis, which syncs its files first.
-async fn stop(server: Option<RedisServer>) -> Result<(), Failure> {
+pub(super) async fn stop(server: Option<RedisServer>) -> Result<(), Failure> {
     tokio::task::spawn_blocking(move || drop(server)).await?;
     info!("stopped");
     Ok(())

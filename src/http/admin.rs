@@ -14,7 +14,7 @@ use super::{
     App,
     problem::{Code, Problem},
 };
-use crate::store::{Durability, Health};
+use crate::store::{Check, CheckStatus, Durability};
 
 /// The routes of the probes.
 pub fn router() -> OpenApiRouter<App> {
@@ -47,29 +47,6 @@ pub struct Readiness {
     checks: Vec<Check>,
 }
 
-/// One check.
-#[derive(Serialize, ToSchema)]
-pub struct Check {
-    /// What is looked at.
-    name: &'static str,
-    /// `ok`, `warn` (works, but should be mended) or `fail` (not ready).
-    status: CheckStatus,
-    /// What was seen.
-    detail: String,
-}
-
-/// How a check went.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckStatus {
-    /// As it should be.
-    Ok,
-    /// Works, but should be mended.
-    Warn,
-    /// Not ready.
-    Fail,
-}
-
 /// Is the process alive?
 #[utoipa::path(get, path = "/livez", operation_id = "livez", tag = "operations", responses(
     (status = 200, description = "Yes", body = Alive, headers(
@@ -92,50 +69,19 @@ pub async fn livez() -> Response {
 ))]
 pub async fn readyz(State(app): State<App>) -> Response {
     let mut checks = match app.store.check_health().await {
-        Ok(health) => redis_checks(&health),
-        Err(_) => vec![check("redis", CheckStatus::Fail, "does not answer")],
+        Ok(health) => health.checks(),
+        Err(_) => vec![Check::fail("redis", "does not answer")],
     };
     let draining = app.shutdown.is_cancelled();
-    let drain = if draining { (CheckStatus::Fail, "the service drains") } else { (CheckStatus::Ok, "takes requests") };
-    checks.push(check("drain", drain.0, drain.1));
+    checks.push(if draining {
+        Check::fail("drain", "the service drains")
+    } else {
+        Check::ok("drain", "takes requests")
+    });
     if checks.iter().any(|check| check.status == CheckStatus::Fail) {
         let checks = serde_json::to_string(&checks).expect("plain members are JSON");
         return Problem::new(Code::NotReady, "See checks.").with("checks", checks).into_response();
     }
     let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
     ([NO_STORE], Json(Readiness { status: "ready", durability, partitions, checks })).into_response()
-}
-
-fn redis_checks(health: &Health) -> Vec<Check> {
-    let ok_or = |good: bool, otherwise: CheckStatus| if good { CheckStatus::Ok } else { otherwise };
-    let primary = ok_or(health.role == "master", CheckStatus::Fail);
-    let functions = ok_or(health.functions_loaded, CheckStatus::Fail);
-    let log = match health.append_only {
-        Some(true) => CheckStatus::Ok,
-        Some(false) | None => CheckStatus::Warn,
-    };
-    let log_detail = match (health.append_only, health.append_fsync.as_deref()) {
-        (Some(true), Some(fsync)) => format!("on, appendfsync {fsync}"),
-        (Some(false), _) => "off: a restart of Redis loses every event; set appendonly yes".to_owned(),
-        _ => "CONFIG is closed: not known".to_owned(),
-    };
-    let eviction = ok_or(health.eviction_policy == "noeviction", CheckStatus::Warn);
-    let eviction_detail = match eviction {
-        CheckStatus::Ok => "noeviction".to_owned(),
-        _ => format!(
-            "{}: Redis may drop events when it is full; set maxmemory-policy noeviction",
-            health.eviction_policy
-        ),
-    };
-    vec![
-        check("redis", CheckStatus::Ok, &format!("answers, version {}", health.server_version)),
-        check("role", primary, if primary == CheckStatus::Ok { "primary" } else { "a replica: takes no writes" }),
-        check("functions", functions, &health.library),
-        check("append-only-file", log, &log_detail),
-        check("maxmemory-policy", eviction, &eviction_detail),
-    ]
-}
-
-fn check(name: &'static str, status: CheckStatus, detail: &str) -> Check {
-    Check { name, status, detail: detail.to_owned() }
 }

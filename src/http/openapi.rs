@@ -7,12 +7,12 @@ use utoipa::{
 };
 
 use super::{
-    admin::Check,
     events::EventDocument,
     problem::{FieldError, ProblemDocument},
     responses,
     settle::LostLease,
 };
+use crate::store::Check;
 
 /// All but the routes.
 pub fn base() -> Document {

@@ -91,6 +91,18 @@ impl Connections {
     /// # Errors
     /// The first error reply, or that Redis does not answer within the timeout.
     pub(super) async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        let replies = self.ask(commands).await?;
+        match replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None }) {
+            Some(error) => Err(errors::from_reply(error)),
+            None => Ok(replies),
+        }
+    }
+
+    /// The same, with each error reply in its place among the others.
+    ///
+    /// # Errors
+    /// Redis does not answer within the timeout.
+    pub(super) async fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
         let Inner { shared, next, timeout, .. } = &*self.0;
         let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
         let calls = async {
@@ -102,13 +114,9 @@ impl Connections {
                 }
             }
         };
-        let replies = match tokio::time::timeout(*timeout, calls).await {
-            Ok(replies) => replies.map_err(|error| errors::from_call(&error))?,
-            Err(_) => return Err(Error::Unavailable("no answer in time".to_owned())),
-        };
-        match replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None }) {
-            Some(error) => Err(errors::from_reply(error)),
-            None => Ok(replies),
+        match tokio::time::timeout(*timeout, calls).await {
+            Ok(replies) => replies.map_err(|error| errors::from_call(&error)),
+            Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
         }
     }
 }

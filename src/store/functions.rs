@@ -89,14 +89,23 @@ impl Library {
         Ok(names(redis, &self.name()).await?.contains(&self.name()))
     }
 
+    /// The names of the libraries of other versions that are loaded.
+    ///
+    /// # Errors
+    /// What Redis answers.
+    pub async fn others(&self, redis: &mut impl ConnectionLike) -> redis::RedisResult<Vec<String>> {
+        let mut others = names(redis, &format!("{LIBRARY_PREFIX}*")).await?;
+        others.retain(|name| *name != self.name());
+        Ok(others)
+    }
+
     /// Removes the libraries of other versions, and says which they were. Only for when no older instance runs.
     ///
     /// # Errors
     /// What Redis answers.
     pub async fn prune(&self, connections: &Connections) -> Result<Vec<String>, StartError> {
         let mut redis = connections.exclusive().await?;
-        let mut old = names(&mut redis, &format!("{LIBRARY_PREFIX}*")).await?;
-        old.retain(|name| *name != self.name());
+        let old = self.others(&mut redis).await?;
         for name in &old {
             redis::cmd("FUNCTION").arg("DELETE").arg(name).query_async::<()>(&mut redis).await?;
         }

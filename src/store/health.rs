@@ -51,6 +51,12 @@ pub struct Health {
     pub append_fsync: Option<String>,
     /// `maxmemory-policy`; anything but `noeviction` lets Redis drop events.
     pub eviction_policy: String,
+    /// Bytes that Redis uses.
+    pub used_memory: u64,
+    /// `maxmemory`, in bytes; 0 for none.
+    pub max_memory: u64,
+    /// Of each connected replica whether it is online, not still fetching all.
+    pub replicas: Vec<bool>,
     /// Follows from these.
     pub durability: Durability,
 }
@@ -71,13 +77,19 @@ impl Health {
             append_only,
             append_fsync,
             eviction_policy: text("maxmemory_policy"),
+            used_memory: info.get("used_memory").unwrap_or(0),
+            max_memory: info.get("maxmemory").unwrap_or(0),
+            replicas: (0..)
+                .map_while(|number| info.get::<String>(&format!("slave{number}")))
+                .map(|replica| replica.contains("state=online"))
+                .collect(),
             durability: if always { Durability::Fsync } else { Durability::Memory },
         })
     }
 }
 
 /// A setting of Redis; `None` where CONFIG is closed, as managed services do.
-async fn config(redis: &mut impl ConnectionLike, name: &str) -> Option<String> {
+pub(super) async fn config(redis: &mut impl ConnectionLike, name: &str) -> Option<String> {
     let pair: redis::RedisResult<Vec<String>> = redis::cmd("CONFIG").arg("GET").arg(name).query_async(redis).await;
     pair.ok()?.into_iter().nth(1)
 }

@@ -37,6 +37,22 @@ impl Keys {
         self.name(partition, "events:", stream.as_str())
     }
 
+    /// What the keys of events match, those of all streams in all partitions (`SCAN`).
+    #[must_use]
+    pub fn events_pattern(&self) -> String {
+        let partition = if self.partitions.count() == 1 { "" } else { "{*}:" };
+        format!("{}{partition}events:*", self.namespace)
+    }
+
+    /// The partition and the stream that a key of events names; `None` where it is none of this store.
+    #[must_use]
+    pub fn parse_events(&self, key: &str) -> Option<(Partition, StreamId)> {
+        let mut partitions = self.partitions.all();
+        let of = |partition: Partition| key.strip_prefix(self.name(partition, "events:", "").as_str());
+        let (partition, stream) = partitions.find_map(|partition| Some((partition, of(partition)?)))?;
+        Some((partition, StreamId::parse(stream)?))
+    }
+
     /// Stream: a pointer to every event of the partition in commit order, entry id `0-<position>`, fields `s` stream,
     /// `v` version, `t` type. Lives for ever.
     #[must_use]

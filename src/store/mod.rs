@@ -4,6 +4,7 @@
 //! commands over shared connections.
 
 mod append;
+mod checks;
 mod connections;
 mod errors;
 mod follow;
@@ -19,6 +20,7 @@ mod read;
 mod recent;
 mod tail;
 mod times;
+mod verify;
 mod writers;
 
 use std::{
@@ -30,6 +32,7 @@ use arc_swap::ArcSwap;
 use redis::ConnectionInfo;
 
 pub use append::Appended;
+pub use checks::{Check, CheckStatus, examine};
 pub use connections::Connections;
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};
@@ -43,6 +46,7 @@ pub use migrations::{Migration, Migrations};
 pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
 pub use recent::LiveEvent;
 use tail::Tail;
+pub use verify::{Report, Verifier};
 use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};

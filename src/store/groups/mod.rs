@@ -20,8 +20,8 @@ use uuid::Uuid;
 
 pub use next::Next;
 pub use parked::{Parked, ParkedPage, Which};
-pub(super) use registry::Cache;
 pub use registry::Group;
+pub(super) use registry::{Cache, REVISION};
 pub use settle::Nack;
 pub use status::{ConsumerStatus, GroupStatus};
 pub use wait::Asked;

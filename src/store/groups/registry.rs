@@ -69,7 +69,7 @@ impl Cache {
 }
 
 /// The registry's field of the newest revision: no name has a slash.
-const REVISION: &str = "/revision";
+pub(in crate::store) const REVISION: &str = "/revision";
 /// See [`Cache`].
 const CACHED: Duration = Duration::from_secs(5);
 
@@ -276,7 +276,7 @@ impl Group {
         Self { name: name.clone(), epoch, generation, paused: false, revision, places, settings }
     }
 
-    fn parse(name: &str, text: &str) -> Result<Self, Error> {
+    pub(in crate::store) fn parse(name: &str, text: &str) -> Result<Self, Error> {
         let corrupt = || Error::Corrupt(format!("the registry's entry of group {name}"));
         let group: Self = serde_json::from_str(text).map_err(|_| corrupt())?;
         Ok(Self { name: GroupName::parse(name).ok_or_else(corrupt)?, ..group })
