@@ -219,7 +219,8 @@ local function release(keys, group, settled)
   end
 end
 
--- Whether a lease still holds, where `current` is what stands for its position: nil if so, 'already' where its event was settled for good, else why it is lost.
+-- Whether a lease still holds, where `current` is what stands for its position: nil if so, 'already' where its event was
+-- settled for good, else why it is lost.
 local function lost_because(keys, group, generation, position, text, current)
   if generation ~= group.generation then
     return 'sought'

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::present;
+use crate::model::{present, put_on_one_line};
 
 /// An event as one line of JSON. Data and metadata are never parsed, so their bytes stay what they are.
 #[derive(Debug, Deserialize, Serialize)]
@@ -49,11 +49,7 @@ impl<'a> Line<'a> {
     pub fn write(&self, out: &mut Vec<u8>) {
         let from = out.len();
         serde_json::to_writer(&mut *out, self).expect("writing text to memory cannot fail");
-        for byte in &mut out[from..] {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
+        put_on_one_line(&mut out[from..]);
         out.push(b'\n');
     }
 }

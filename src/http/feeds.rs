@@ -93,6 +93,14 @@ impl Follower {
         }
     }
 
+    /// Where it is, as clients are told; `None` before the first event of a stream.
+    pub fn token(&self) -> Option<String> {
+        match self {
+            Self::Log(log) => Some(log.cursor().token()),
+            Self::Stream(stream) => stream.cursor().as_ref().map(StreamCursor::token),
+        }
+    }
+
     fn place(&self) -> Place {
         match self {
             Self::Log(log) => Place::Log(log.cursor().clone()),
@@ -113,7 +121,7 @@ impl Place {
         }
     }
 
-    /// `None` before the first event of a stream.
+    /// As [`Follower::token`].
     fn token(&self) -> Option<String> {
         match self {
             Self::Log(cursor) => Some(cursor.token()),
@@ -142,6 +150,13 @@ pub struct FeedOptions {
     pub follow: bool,
     /// Ends it after so many events.
     pub limit: Option<usize>,
+}
+
+impl FeedOptions {
+    /// Most events of the next piece.
+    fn piece(self) -> usize {
+        self.limit.map_or(PIECE, |left| left.min(PIECE))
+    }
 }
 
 struct Feed {
@@ -227,7 +242,7 @@ pub async fn feed(
     options: FeedOptions,
 ) -> Result<Response, Problem> {
     let place = follower.place();
-    let first = follower.look(options.limit.map_or(PIECE, |limit| limit.min(PIECE))).await?;
+    let first = follower.look(options.piece()).await?;
     let shared = Bytes::from_static(if options.form == Form::EventStream { PREAMBLE } else { b"" });
     let feed = Feed {
         app: app.clone(),
@@ -297,8 +312,7 @@ impl Feed {
             return Ok(first);
         }
         let place = self.follower.place();
-        let most = self.options.limit.map_or(PIECE, |left| left.min(PIECE));
-        Ok((self.follower.look(most).await?, place))
+        Ok((self.follower.look(self.options.piece()).await?, place))
     }
 
     /// At the head: until there may be more, or something is to be said.
@@ -358,16 +372,17 @@ impl Feed {
 
     /// A line that moves the place of whoever comes back, and is no event.
     fn write_id(&mut self) {
-        if let (Form::EventStream, Some(token)) = (self.options.form, self.follower.place().token()) {
+        if let (Form::EventStream, Some(token)) = (self.options.form, self.follower.token()) {
             self.chunk.own().extend_from_slice(format!("id: {token}\n\n").as_bytes());
         }
     }
 
     fn write_heartbeat(&mut self) {
-        self.chunk.own().extend_from_slice(if self.options.form == Form::EventStream { b":\n" } else { b"\n" });
-        self.write_id();
-        if self.options.form == Form::EventStream && self.chunk.own().ends_with(b":\n") {
-            self.chunk.own().push(b'\n');
+        let chunk = self.chunk.own();
+        match (self.options.form, self.follower.token()) {
+            (Form::EventStream, Some(token)) => chunk.extend_from_slice(format!(":\nid: {token}\n\n").as_bytes()),
+            (Form::EventStream, None) => chunk.extend_from_slice(b":\n\n"),
+            _ => chunk.push(b'\n'),
         }
     }
 
@@ -375,7 +390,7 @@ impl Feed {
         if self.options.form != Form::EventStream {
             return;
         }
-        if let Some(token) = self.follower.place().token() {
+        if let Some(token) = self.follower.token() {
             self.chunk.own().extend_from_slice(format!("id: {token}\n").as_bytes());
         }
         self.chunk.own().extend_from_slice(b"event: caught-up\ndata: {}\n\n");

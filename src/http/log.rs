@@ -176,11 +176,11 @@ impl Request {
             let log = app.store.follow_log(cursor, self.partition, self.filter);
             let mut follower = Follower::Log(Box::new(log));
             let batch = follower.poll(app, self.limit, wait.until).await?;
-            let Follower::Log(log) = follower else { unreachable!("it follows the log") };
-            return Ok(answer(batch.events.iter().map(|live| &live.event), log.cursor(), batch.caught_up));
+            let next = follower.token().unwrap_or_default();
+            return Ok(answer(batch.events.iter().map(|live| &live.event), &next, batch.caught_up));
         }
         let (events, cursor, caught_up) = self.read_in_turn(app, cursor).await?;
-        Ok(answer(events.iter(), &cursor, caught_up))
+        Ok(answer(events.iter(), &cursor.token(), caught_up))
     }
 
     /// Fills a page from the partitions, beginning with the one whose turn it is. Each is asked once.
@@ -240,10 +240,10 @@ impl From {
     }
 }
 
-fn answer<'a>(events: impl Iterator<Item = &'a Event> + Clone, cursor: &Cursor, caught_up: bool) -> Response {
+fn answer<'a>(events: impl Iterator<Item = &'a Event> + Clone, next: &str, caught_up: bool) -> Response {
     let mut body = Vec::with_capacity(256 + bytes_of(events.clone()));
     body.extend_from_slice(b"{\"events\":");
     write_events(&mut body, events);
-    body.extend_from_slice(format!(",\"next\":\"{}\",\"caught_up\":{caught_up}}}", cursor.token()).as_bytes());
+    body.extend_from_slice(format!(",\"next\":\"{next}\",\"caught_up\":{caught_up}}}").as_bytes());
     (NO_CACHE, json_response(body)).into_response()
 }

@@ -19,6 +19,15 @@ pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) 
     T::deserialize(deserializer).map(Some)
 }
 
+/// Makes JSON one line: line breaks between its parts become spaces. Inside a string there are none (RFC 8259 §7).
+pub fn put_on_one_line(json: &mut [u8]) {
+    for byte in json {
+        if matches!(byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+}
+
 /// Checks JSON that is known to parse: `depth_max` levels of nesting, and no lone surrogates.
 ///
 /// `RawValue` skips over nested values without a limit (100,000 levels pass) and over escapes without a look, but

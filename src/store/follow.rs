@@ -246,12 +246,11 @@ impl StreamFollower {
     /// What the reader has fetched; `None` where that is not all that came since.
     fn recent(&mut self, most: usize) -> Option<Batch> {
         let recent = self.bell.following.recent();
+        let session = self.session.filter(|session| *session == recent.session())?;
         let mut events = recent.of_stream(&self.stream, self.version, self.seen);
         // Versions have no gaps: where the next one is there, so is all behind it, though `seen` was long ago.
         let next = events.first().is_some_and(|live| live.event.version == self.version.plus(1));
-        let session = self.session?;
-        let proof = recent.covers(session, self.seen) || (next && recent.session() == session);
-        if !proof {
+        if !next && !recent.covers(session, self.seen) {
             return None;
         }
         let to = recent.to();

@@ -6,7 +6,7 @@ use crate::{
     model::{Error, Event, Fingerprint, Partition, Place, Position, StreamId, Version},
     store::{
         Direction, Store,
-        read::{decode, entries},
+        read::{decode, entries, entry_number},
     },
 };
 
@@ -63,7 +63,7 @@ fn pointer((id, fields): (String, Vec<String>)) -> Result<Pointer, Error> {
             _ => {}
         }
     }
-    let position = id.strip_prefix("0-").and_then(Position::parse).ok_or_else(corrupt)?;
+    let position = entry_number(&id).and_then(Position::new).ok_or_else(corrupt)?;
     match (stream, version, kind) {
         (Some(stream), Some(version), Some(kind)) => Ok(Pointer { position, stream, version, kind }),
         _ => Err(corrupt()),

@@ -204,6 +204,11 @@ pub fn bytes_of<'a>(events: impl IntoIterator<Item = &'a Event>) -> usize {
     events.into_iter().map(size_of).sum()
 }
 
+/// The number in an entry id of ours, `0-<version>` or `0-<position>`; `None` in any other.
+pub(super) fn entry_number(id: &str) -> Option<u64> {
+    id.strip_prefix("0-").and_then(Position::parse).map(Position::get)
+}
+
 /// Reads a reply as `T`.
 pub(super) fn decode<T: FromRedisValue>(reply: Option<Value>) -> Result<T, Error> {
     redis::from_redis_value(reply.unwrap_or(Value::Nil)).map_err(|error| Error::Corrupt(error.to_string()))
@@ -224,7 +229,7 @@ fn event(stream: &StreamId, entry: Value) -> Result<Event, Error> {
         return Err(corrupt());
     };
     let id = str::from_utf8(&id).unwrap_or_default();
-    let number = id.strip_prefix("0-").and_then(Version::parse);
+    let number = entry_number(id).and_then(Version::new);
     let version = number.ok_or_else(|| Error::Corrupt(format!("entry id {id} of stream {stream}")))?;
     let [mut event_id, mut kind, mut data, mut metadata] = [const { None }; 4];
     let (mut timestamp_ms, mut position) = (None, None);

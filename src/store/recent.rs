@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use crate::model::{Event, Fingerprint, Position, StreamId, Version};
+use crate::model::{Event, Fingerprint, Position, StreamId, Version, put_on_one_line};
 
 /// Most events that are kept.
 const EVENTS_MAX: usize = 4_096;
@@ -28,12 +28,7 @@ impl LiveEvent {
     pub(super) fn new(event: Event) -> Arc<Self> {
         let mut line = Vec::with_capacity(event.data.len() + event.metadata.len() + 256);
         event.write_json(&mut line);
-        // A string has no bare line break (RFC 8259 §7): what is found here is space between parts.
-        for byte in &mut line {
-            if matches!(byte, b'\n' | b'\r') {
-                *byte = b' ';
-            }
-        }
+        put_on_one_line(&mut line);
         Arc::new(Self { fingerprint: Fingerprint::of(&event.id), event, line, frame: OnceLock::new() })
     }
 

@@ -10,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::{ConnectionLike as _, MultiplexedConnection};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -21,7 +20,7 @@ use crate::{
         Connections, Inner, Store,
         grown::Grown,
         pointers::{self, Entries, Mark, Pointer},
-        read::{PAGE_BYTES, decode},
+        read::{PAGE_BYTES, entry_number},
         recent::{LiveEvent, Recent},
     },
 };
@@ -221,8 +220,11 @@ impl Reader {
         let patience = Duration::from_millis(2 * BLOCK_MS as u64);
         let mut connection = self.connections.open_blocking(patience).await.map_err(unavailable)?;
         let [log, wake] = &self.keys;
-        let woken = last_id(&mut connection, wake).await?;
-        let mut mark = self.store()?.mark_at(self.partition, None).await?;
+        let store = self.store()?;
+        let woken = store.last_id(wake).await?;
+        let mut mark = store.mark_at(self.partition, None).await?;
+        // Not held while it blocks: the store could not be dropped.
+        drop(store);
         let at = mark.as_ref().map_or(Position::ZERO, Mark::position);
         self.shared.change_recent(|recent| recent.begin_session(at));
         self.tell_all();
@@ -246,7 +248,7 @@ impl Reader {
             }
             let followed = self.shared.followers.load(Ordering::Acquire) > 0;
             if !followed && !news.is_empty() {
-                let to = places[0].strip_prefix("0-").and_then(Position::parse).unwrap_or_default();
+                let to = entry_number(&places[0]).and_then(Position::new).unwrap_or_default();
                 self.shared.change_recent(|recent| recent.skip(to));
                 known = false;
             } else if followed && !known {
@@ -277,7 +279,6 @@ impl Reader {
 
     /// Fetches what is new, and tells those who follow. Answers with the mark of the last.
     async fn take_in(&self, mut mark: Option<Mark>, mut pointers: Vec<Pointer>) -> Result<Option<Mark>, Error> {
-        let Some(to) = pointers.last().map(|pointer| pointer.position) else { return Ok(mark) };
         let store = self.store()?;
         while !pointers.is_empty() {
             let rest = pointers.split_off(store.piece(PAGE_BYTES, &[]).min(pointers.len()));
@@ -286,7 +287,7 @@ impl Reader {
                 Some(mark) => store.resolve_behind(self.partition, mark, &piece).await?,
                 None => store.resolve(self.partition, &piece).await?,
             };
-            let to = piece.last().map_or(to, |pointer| pointer.position);
+            let to = piece.last().map_or(Position::ZERO, |pointer| pointer.position);
             let streams: Vec<StreamId> = piece.iter().map(|pointer| pointer.stream.clone()).collect();
             mark = Mark::of(piece, &events);
             self.shared.change_recent(|recent| recent.extend(events.into_iter().map(LiveEvent::new), to));
@@ -312,11 +313,4 @@ impl Reader {
             bell.send_replace(());
         }
     }
-}
-
-async fn last_id(connection: &mut MultiplexedConnection, key: &str) -> Result<String, Error> {
-    let command = redis::cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1).to_owned();
-    let reply = connection.req_packed_command(&command).await;
-    let entries: Entries = decode(Some(reply.map_err(|error| Error::Unavailable(error.to_string()))?))?;
-    Ok(entries.into_iter().next().map_or("0-0".to_owned(), |(id, _)| id))
 }

@@ -6,7 +6,7 @@ use crate::{
     model::{Error, Partition, StreamId},
     store::{
         Store,
-        read::{decode, entries},
+        read::{decode, entries, entry_number},
     },
 };
 
@@ -49,10 +49,14 @@ impl Store {
     /// The place of the last entry.
     pub(super) async fn source_head(&self, partition: Partition, source: Option<&StreamId>) -> Result<u64, Error> {
         let key = source.map_or_else(|| self.0.keys.log(partition), |stream| self.0.keys.events(partition, stream));
+        Ok(entry_number(&self.last_id(&key).await?).unwrap_or(0))
+    }
+
+    /// The id of the last entry of a Redis stream; `0-0` where there is none.
+    pub(super) async fn last_id(&self, key: &str) -> Result<String, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1);
         let entries: Vec<(String, Value)> = decode(self.0.connections.read(&commands).await?.pop())?;
-        let number = |(id, _): (String, Value)| id.strip_prefix("0-").and_then(|number| number.parse().ok());
-        Ok(entries.into_iter().next().and_then(number).unwrap_or(0))
+        Ok(entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id))
     }
 }

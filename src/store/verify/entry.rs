@@ -3,10 +3,10 @@
 use redis::Value;
 use serde::de::IgnoredAny;
 
-use super::{Lines, number};
+use super::Lines;
 use crate::{
     model::{Error, EventId, Position, StreamId},
-    store::read::decode,
+    store::read::{decode, entry_number},
 };
 
 /// The fields of an event, in the order in which they are written.
@@ -39,7 +39,7 @@ pub(super) fn stored(stream: &StreamId, (id, fields): &RawEntry, wrong: &mut Lin
         wrong.insert(format!("stream {stream}: entry {id} {what}"));
         None
     };
-    let Some(version) = number(id).filter(|version| *version > 0) else {
+    let Some(version) = entry_number(id).filter(|version| *version > 0) else {
         return refuse("is no event of ours".to_owned());
     };
     let mut texts = [""; 7];

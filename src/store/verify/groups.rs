@@ -7,14 +7,13 @@ use redis::{Pipeline, Value};
 use super::{
     Lines, Verifier,
     group::{Info, Snapshot},
-    number,
 };
 use crate::{
     model::{Error, Partition},
     store::{
         groups::{Group, REVISION},
         pointers::{self, Pointer},
-        read::decode,
+        read::{decode, entry_number},
     },
 };
 
@@ -121,7 +120,8 @@ impl Verifier {
             let of: String = decode(native.remove("name")).ok()?;
             (of == name).then(|| decode(native.remove("last-delivered-id")).ok()).flatten()
         });
-        let pending = pending.iter().filter_map(|(id, ..)| number(id)).map(|position| position.to_string()).collect();
+        let pending =
+            pending.iter().filter_map(|(id, ..)| entry_number(id)).map(|position| position.to_string()).collect();
         let (due, todo) = (due.into_iter().collect(), todo.into_iter().collect());
         Ok(Snapshot { hash, due, lease, ready, busy, again, todo, delivered, pending, parked })
     }

@@ -2,17 +2,14 @@
 
 use redis::Pipeline;
 
-use super::{Lines, PIECE, Verifier, number, refusal};
+use super::{Lines, PIECE, Verifier, refusal};
 use crate::{
     model::{Error, Event, Partition},
     store::{
-        pointers::{self, Pointer},
-        read::{bytes_of, decode, entries},
+        pointers::{self, Entries, Pointer},
+        read::{bytes_of, decode, entries, entry_number},
     },
 };
-
-/// Log entries as XRANGE has them.
-type Entries = Vec<(String, Vec<String>)>;
 
 /// A piece of the log, as far as it was looked at.
 #[derive(Default)]
@@ -75,13 +72,13 @@ impl Verifier {
         let mut entries: Entries = decode(replies.into_iter().next())?;
         let mut previous = None;
         if after.is_some() && entries.first().map(|(id, _)| id.as_str()) == after {
-            previous = number(&entries.remove(0).0);
+            previous = entry_number(&entries.remove(0).0);
         }
         piece.last = entries.last().map(|(id, _)| id.clone());
         piece.looked_at = entries.len() as u64;
         let mut good = Vec::with_capacity(entries.len());
         for (id, fields) in entries {
-            if let Some(position) = number(&id) {
+            if let Some(position) = entry_number(&id) {
                 match previous {
                     Some(previous) if position > previous + 1 => {
                         wrong.insert(gap(partition, previous + 1, position - 1));

@@ -145,11 +145,6 @@ impl Verifier {
     }
 }
 
-/// The number of an id of ours, `0-<number>`.
-fn number(id: &str) -> Option<u64> {
-    id.strip_prefix("0-").and_then(crate::model::Position::parse).map(crate::model::Position::get)
-}
-
 /// What an error reply says; `None` for any other reply.
 fn refusal(reply: Option<&Value>) -> Option<&str> {
     match reply {

@@ -8,13 +8,13 @@ use redis::{Pipeline, Value};
 use super::{
     Lines, PIECE, Verifier,
     entry::{Stored, raw_entries, stored},
-    number, refusal,
+    refusal,
 };
 use crate::{
     model::{Error, EventId, Partition, StreamId, Version},
     store::{
         pointers::{self, Pointer},
-        read::{decode, entries},
+        read::{decode, entries, entry_number},
     },
 };
 
@@ -92,11 +92,11 @@ impl Verifier {
         }
         let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next()).unwrap_or_default();
         let Some(info) = self.stream_info(key).await?.filter(|_| tombstone.is_none()) else { return Ok((wrong, true)) };
-        let (Some(given), removed) = (number(&info.last_given), removed.unwrap_or(0)) else {
+        let (Some(given), removed) = (entry_number(&info.last_given), removed.unwrap_or(0)) else {
             wrong.insert(format!("stream {stream}: was not written by Streamkeep, its last id is {}", info.last_given));
             return Ok((wrong, false));
         };
-        let first = info.first.map_or(Some(given + 1), |first| number(&first));
+        let first = info.first.map_or(Some(given + 1), |first| entry_number(&first));
         if first.is_some_and(|first| first != removed + 1) {
             let first = first.unwrap_or(0);
             wrong.insert(format!(
@@ -125,11 +125,11 @@ impl Verifier {
         let mut found = raw_entries(self.connections.read(&commands).await?.pop())?;
         let mut previous = None;
         if after.is_some() && found.first().map(|(id, _)| id.as_str()) == after {
-            previous = number(&found.remove(0).0);
+            previous = entry_number(&found.remove(0).0);
         }
         let mut events = Vec::with_capacity(found.len());
         for entry in &found {
-            let version = number(&entry.0);
+            let version = entry_number(&entry.0);
             if let (Some(previous), Some(version)) = (previous, version)
                 && version > previous + 1
             {
@@ -161,7 +161,7 @@ impl Verifier {
         commands.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
         let mut replies = self.connections.ask(&commands).await?;
         let first: Vec<(String, Vec<String>)> = decode(replies.pop()).unwrap_or_default();
-        let begins = first.first().map_or(Some(u64::MAX), |(id, _)| number(id)).unwrap_or(0);
+        let begins = first.first().map_or(Some(u64::MAX), |(id, _)| entry_number(id)).unwrap_or(0);
         for (event, reply) in events.iter().zip(replies) {
             let there = decode(Some(reply)).and_then(pointers::pointers).unwrap_or_default().pop();
             let Stored { version, position, kind, .. } = event;
