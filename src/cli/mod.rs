@@ -4,6 +4,7 @@ mod client;
 mod export;
 mod health;
 mod import;
+mod key;
 mod ndjson;
 mod progress;
 mod serve;
@@ -11,6 +12,7 @@ mod serve;
 pub use export::export;
 pub use health::health;
 pub use import::import;
+pub use key::key;
 pub use serve::{migrate, serve};
 
 use tokio::signal::unix::{SignalKind, signal};

@@ -1,6 +1,7 @@
 //! The only code that speaks HTTP. A file a resource; this one joins their routers and lays the layers around them.
 
 mod accept;
+mod access;
 mod admin;
 mod append;
 mod body;
@@ -39,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
@@ -111,6 +113,8 @@ pub struct AppState {
     pub cache_max_age: Duration,
     /// A group that nobody has asked for events for so long is marked as idle.
     pub group_idle: Duration,
+    /// Who may do what; `None`: anybody everything.
+    pub access: Option<Arc<Access>>,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
 }
@@ -146,10 +150,11 @@ impl App {
         Ok(Wait { until: Instant::now() + wait, permit })
     }
 
-    /// `Cache-Control` of what never changes, where caches may keep it.
+    /// `Cache-Control` of what never changes, where caches may keep it: shared ones only what anybody may have.
     fn kept(&self) -> Option<HeaderValue> {
         let seconds = self.cache_max_age.as_secs();
-        let control = format!("public, max-age={seconds}, immutable");
+        let whose = if self.access.is_some() { "private" } else { "public" };
+        let control = format!("{whose}, max-age={seconds}, immutable");
         (seconds > 0).then(|| HeaderValue::from_str(&control).expect("digits and names are ASCII"))
     }
 }

@@ -32,7 +32,7 @@ pub use append::Appended;
 pub use connections::Connections;
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};
-pub use functions::Library;
+pub use functions::{Library, hex};
 pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
 pub use health::{Durability, Health};
 pub use keys::Keys;

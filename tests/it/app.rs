@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use streamkeep::{
-    http::{App, AppState, Limits, ServerOptions, serve},
+    http::{Access, App, AppState, Limits, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
     store::{Library, Store, StoreConfig},
@@ -85,6 +85,7 @@ pub struct TestConfig {
     pub require_condition: bool,
     pub cache_max_age: Duration,
     pub group_idle: Duration,
+    pub access: Option<Arc<Access>>,
 }
 
 /// An instance of the service.
@@ -128,13 +129,15 @@ impl TestApp {
             require_condition: false,
             cache_max_age: Duration::ZERO,
             group_idle: Duration::from_hours(24),
+            access: None,
         };
         change(&mut config);
-        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle } = config;
+        let TestConfig { store, limits, server, require_condition, cache_max_age, group_idle, access } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
         let (store_too, stop) = (store.clone(), shutdown.clone());
-        let state = AppState { store: store_too, limits, require_condition, cache_max_age, group_idle, shutdown: stop };
+        let state =
+            AppState { store: store_too, limits, require_condition, cache_max_age, group_idle, access, shutdown: stop };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
