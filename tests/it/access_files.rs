@@ -52,6 +52,7 @@ fn a_broken_file_stops_the_start() {
         ("{}", "it is no JWKS"),
         (r#"{"keys":[]}"#, "no key in it"),
         (r#"{"keys":[{"kty":"oct","k":"c2hvcnQ"},{"kty":"new"}]}"#, "no key in it"),
+        ("MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=", "without the lines"),
         ("short", "32 or more characters"),
         ("", "32 or more characters"),
         (public, "neither of RSA nor of Ed25519"),

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use jsonwebtoken::{
     Algorithm, DecodingKey, Validation, decode, decode_header,
     errors::ErrorKind,
@@ -200,12 +201,24 @@ fn of_pem(text: &str) -> Result<(Algorithm, DecodingKey), String> {
     key.map_err(|_| "the key in PEM is neither of RSA nor of Ed25519".to_owned())
 }
 
-/// Only text: a public key in binary form would be a secret that everybody knows.
+/// Only text, and no key in base64: a public key would be a secret that everybody knows.
 fn of_secret(text: &str) -> Result<(Algorithm, DecodingKey), String> {
+    if STANDARD.decode(text).is_ok_and(|bytes| is_der(&bytes)) {
+        return Err("it is a key without the lines that PEM has around it".to_owned());
+    }
     if text.len() < SECRET_MIN || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err(format!(
             "it is neither a JWKS nor a PEM, and as a secret it must be one line of {SECRET_MIN} or more characters"
         ));
     }
     Ok((Algorithm::HS256, DecodingKey::from_secret(text.as_bytes())))
+}
+
+/// Whether this is one SEQUENCE of ASN.1 in DER, as keys are.
+fn is_der(bytes: &[u8]) -> bool {
+    match bytes {
+        [0x30, 0x82, high, low, rest @ ..] => usize::from(u16::from_be_bytes([*high, *low])) == rest.len(),
+        [0x30, 0x81, length, rest @ ..] | [0x30, length, rest @ ..] => usize::from(*length) == rest.len(),
+        _ => false,
+    }
 }
