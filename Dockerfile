@@ -21,7 +21,9 @@ COPY --from=build /src/target/release/streamkeep /usr/local/bin/streamkeep
 # By number: Kubernetes' runAsNonRoot does not look names up.
 USER 10001:10001
 VOLUME /data
-ENV STREAMKEEP_DATA=/data STREAMKEEP_LISTEN=0.0.0.0:7070
+# Within the container every address is reached only from where its port is published or its network goes: who may do
+# that is for the operator to say, and with STREAMKEEP_KEYS or STREAMKEEP_JWT_KEYS credentials are needed all the same.
+ENV STREAMKEEP_DATA=/data STREAMKEEP_LISTEN=0.0.0.0:7070 STREAMKEEP_INSECURE_LISTEN=true
 EXPOSE 7070
 # The timeout is longer than the command's own of 8 s, so that it can say what is wrong.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=60s CMD ["streamkeep", "health"]

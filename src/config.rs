@@ -8,7 +8,7 @@ use redis::ConnectionInfo;
 
 use crate::{
     cli::TailFormat,
-    http::{Limits, ServerOptions},
+    http::{AccessFiles, Limits, Pattern, ServerOptions, Verb},
     model::{Partitions, parse_rfc3339},
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
@@ -43,6 +43,12 @@ pub enum Command {
     Tail(Tail),
     /// Ask a running service whether it is ready; for container health checks
     Health(Health),
+    /// Make API keys
+    Key {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
     /// Print the OpenAPI document
     Openapi,
 }
@@ -53,6 +59,10 @@ pub struct Serve {
     /// Address to listen on
     #[arg(long, env = "STREAMKEEP_LISTEN", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
+
+    /// Who may do what
+    #[command(flatten)]
+    pub access: AccessArgs,
 
     /// Where events are kept
     #[command(flatten)]
@@ -74,7 +84,8 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_REQUIRE_CONDITION")]
     pub require_condition: bool,
 
-    /// Let shared caches keep full pages below the head, and events, for this many seconds; 0: not at all
+    /// Let caches keep full pages below the head, and events, for this many seconds; 0: not at all. Shared ones too, unless
+    /// credentials are needed
     #[arg(long, env = "STREAMKEEP_CACHE_MAX_AGE_SECS", default_value_t = 0)]
     pub cache_max_age_secs: u32,
 
@@ -127,6 +138,74 @@ pub struct Serve {
     /// What to log: error, warn, info, debug, trace, or by module as in streamkeep=debug
     #[arg(long, env = "STREAMKEEP_LOG", default_value = "info", value_parser = check_filter)]
     pub log: String,
+}
+
+/// Who may do what.
+#[derive(Args, Debug)]
+pub struct AccessArgs {
+    /// File of API keys, as streamkeep key new writes them; read again when it changes. With it, or --jwt-keys, every
+    /// request needs a credential
+    #[arg(long, env = "STREAMKEEP_KEYS")]
+    pub keys: Option<PathBuf>,
+
+    /// File with the keys of JWTs: a JWKS, a public key in PEM (RS256, EdDSA), or a secret of 32 characters or more
+    /// (HS256); read again when it changes
+    #[arg(long, env = "STREAMKEEP_JWT_KEYS")]
+    pub jwt_keys: Option<PathBuf>,
+
+    /// The iss that every JWT must have
+    #[arg(long, env = "STREAMKEEP_JWT_ISSUER", requires = "jwt_keys")]
+    pub jwt_issuer: Option<String>,
+
+    /// The aud that every JWT must have; without this setting JWTs that have one are refused
+    #[arg(long, env = "STREAMKEEP_JWT_AUDIENCE", requires = "jwt_keys")]
+    pub jwt_audience: Option<String>,
+
+    /// Listen on other addresses than loopback without --keys or --jwt-keys: whoever gets there may do everything
+    #[arg(long, env = "STREAMKEEP_INSECURE_LISTEN")]
+    pub insecure_listen: bool,
+}
+
+/// What a client shows.
+#[derive(Args, Debug)]
+pub struct Credentials {
+    /// API key or JWT to show to the service; the variable is better, since others on the machine see options
+    #[arg(long, env = "STREAMKEEP_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// What `key` does.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make an API key, and its line for the file of the service
+    New(NewKey),
+}
+
+/// Settings of `key new`.
+#[derive(Args, Debug)]
+pub struct NewKey {
+    /// Names the key, in the file and in logs; every key has an id of its own
+    pub id: String,
+
+    /// What it may do, with commas between
+    #[arg(long, value_enum, value_delimiter = ',', required = true)]
+    pub verbs: Vec<Verb>,
+
+    /// With which streams: names, or beginnings of names with a * behind, with commas between; without it none
+    #[arg(long, value_delimiter = ',')]
+    pub streams: Vec<Pattern>,
+
+    /// With which consumer groups, in the same form; without it none
+    #[arg(long, value_delimiter = ',')]
+    pub groups: Vec<Pattern>,
+
+    /// Until when it holds (RFC 3339); without it for ever
+    #[arg(long)]
+    pub expires: Option<String>,
+
+    /// File to add the line to, instead of printing it behind the key
+    #[arg(long)]
+    pub file: Option<PathBuf>,
 }
 
 /// Settings of `migrate`.
@@ -244,6 +323,10 @@ pub struct Import {
     #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
     pub url: String,
 
+    /// Who asks
+    #[command(flatten)]
+    pub credentials: Credentials,
+
     /// Streams that are appended to at the same time
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub concurrency: u16,
@@ -270,6 +353,10 @@ pub struct Export {
     #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
     pub url: String,
 
+    /// Who asks
+    #[command(flatten)]
+    pub credentials: Credentials,
+
     /// Only this stream
     #[arg(long, conflicts_with = "category")]
     pub stream: Option<String>,
@@ -289,6 +376,10 @@ pub struct Tail {
     /// Where the service is
     #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
     pub url: String,
+
+    /// Who asks
+    #[command(flatten)]
+    pub credentials: Credentials,
 
     /// Only this stream, which need not be there yet
     #[arg(long, conflicts_with = "category")]
@@ -325,6 +416,35 @@ pub struct Health {
     /// Where the service is
     #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
     pub url: String,
+
+    /// Who asks
+    #[command(flatten)]
+    pub credentials: Credentials,
+}
+
+impl AccessArgs {
+    /// The files of credentials; `None` where access is off.
+    ///
+    /// # Errors
+    /// One sentence for the operator, where the service would then be open to others than this machine.
+    pub fn files(&self, listen: SocketAddr) -> Result<Option<AccessFiles>, String> {
+        let Self { keys, jwt_keys, jwt_issuer, jwt_audience, insecure_listen } = self;
+        if keys.is_none() && jwt_keys.is_none() {
+            if listen.ip().to_canonical().is_loopback() || *insecure_listen {
+                return Ok(None);
+            }
+            return Err(format!(
+                "on {listen} whoever gets there could do everything: give --keys or --jwt-keys, or say \
+                 --insecure-listen where something else keeps others out"
+            ));
+        }
+        Ok(Some(AccessFiles {
+            keys: keys.clone(),
+            jwt_keys: jwt_keys.clone(),
+            jwt_issuer: jwt_issuer.clone(),
+            jwt_audience: jwt_audience.clone(),
+        }))
+    }
 }
 
 impl Storage {

@@ -30,6 +30,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Export(settings) => cli::export(settings).await,
         Command::Tail(settings) => cli::tail(settings).await,
         Command::Health(settings) => cli::health(settings).await,
+        Command::Key { command } => cli::key(command),
         Command::Openapi => {
             let document = http::document().to_yaml()?;
             Ok(std::io::Write::write_all(&mut std::io::stdout(), document.as_bytes())?)

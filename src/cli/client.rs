@@ -6,13 +6,14 @@ use std::{error::Error, time::Duration};
 use bytes::Bytes;
 use reqwest::{
     Request, Response, StatusCode, Url,
-    header::{self, HeaderMap, HeaderName},
+    header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
 use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::Failure;
+use crate::config::Credentials;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -109,8 +110,8 @@ impl Client {
     /// A client of the service at `url`; nothing is sent yet.
     ///
     /// # Errors
-    /// Where `url` is no address of a service.
-    pub fn new(url: &str, patience: Duration) -> Result<Self, Failure> {
+    /// Where `url` is no address of a service, or the token cannot be sent.
+    pub fn new(url: &str, credentials: &Credentials, patience: Duration) -> Result<Self, Failure> {
         let base = Url::parse(url).map_err(|error| format!("the address {url:?} cannot be used: {error}"))?;
         match base.scheme() {
             "http" => {}
@@ -127,6 +128,7 @@ impl Client {
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
+            .default_headers(authorization(credentials)?)
             .build()?;
         Ok(Self { http, base, patience })
     }
@@ -211,6 +213,21 @@ impl Client {
         // The origin only: the address may hold a password.
         format!("the service at {} {what}: {cause}", self.base.origin().ascii_serialization())
     }
+}
+
+/// The header that shows the token, if there is one.
+///
+/// # Errors
+/// Where it has characters that no token has. It is not repeated: it may be a real one with something behind it.
+pub fn authorization(credentials: &Credentials) -> Result<HeaderMap, Failure> {
+    let mut headers = HeaderMap::new();
+    if let Some(token) = &credentials.token {
+        let value = HeaderValue::try_from(format!("Bearer {token}"));
+        let mut value = value.map_err(|_| "the token has characters that no token has (STREAMKEEP_TOKEN, --token)")?;
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+    }
+    Ok(headers)
 }
 
 /// Whether the same request may succeed a little later, without anybody doing anything.

@@ -1,6 +1,6 @@
 //! `streamkeep serve` and `streamkeep migrate`
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use redis::ConnectionInfo;
 use tokio::net::TcpListener;
@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, cancel_on_signal};
 use crate::{
     config::{Migrate, Serve, Storage},
-    http::{self, App, AppState, Limits},
+    http::{self, Access, App, AppState, Limits},
     redis_server::RedisServer,
     store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
     telemetry,
@@ -23,6 +23,7 @@ use crate::{
 pub async fn serve(settings: Serve) -> Result<(), Failure> {
     telemetry::start(settings.log_format, &settings.log);
     let limits = settings.limits()?;
+    let access = settings.access.files(settings.listen)?.map(Access::open).transpose()?;
     raise_descriptor_limit();
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
@@ -31,7 +32,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", settings.listen))?;
     let started = tokio::select! {
-        started = start(&settings, limits, shutdown.clone()) => started?,
+        started = start(&settings, limits, access, shutdown.clone()) => started?,
         () = shutdown.cancelled() => {
             // Whatever the start is waiting for; our own Redis, should there be one yet, ends with this process.
             info!("stopped before the service was ready");
@@ -40,7 +41,8 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     };
     let (server, app) = started;
     let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
-    info!(listen = %listener.local_addr()?, %durability, partitions, "ready");
+    let access = if app.access.is_some() { "on" } else { "off" };
+    info!(listen = %listener.local_addr()?, %durability, partitions, access, "ready");
     http::serve(listener, app, settings.server_options()).await;
     stop(server).await
 }
@@ -49,6 +51,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
 async fn start(
     settings: &Serve,
     limits: Limits,
+    access: Option<Arc<Access>>,
     shutdown: CancellationToken,
 ) -> Result<(Option<RedisServer>, App), Failure> {
     let (server, address) = redis(&settings.storage).await?;
@@ -66,6 +69,7 @@ async fn start(
         group_idle: Duration::from_secs(settings.group_idle_secs.into()),
         base_path: settings.base_path.clone(),
         cors_origins: settings.cors_origins.clone(),
+        access,
         shutdown,
     });
     Ok((server, app))

@@ -116,9 +116,8 @@ impl Query {
     pub fn parse_with_lists(query: &RawQuery, known: &[&str], lists: &[&str]) -> Result<Self, Problem> {
         let refuse = |detail: String| Err(Problem::new(Code::InvalidParameter, detail));
         let mut pairs: Vec<(String, String)> = Vec::new();
-        for pair in query.0.as_deref().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (Some(key), Some(value)) = (decode(key), decode(value)) else {
+        for pair in decoded_pairs(query.0.as_deref().unwrap_or_default()) {
+            let Some((key, value)) = pair else {
                 return refuse("The query is no UTF-8 after percent-decoding.".to_owned());
             };
             let is_list = lists.contains(&key.as_str());
@@ -216,6 +215,14 @@ impl Query {
             None => Err(Problem::new(Code::InvalidParameter, format!("The parameter {key} is {what}."))),
         }
     }
+}
+
+/// The keys of a query with their values; `None` for a pair that is no UTF-8.
+pub fn decoded_pairs(query: &str) -> impl Iterator<Item = Option<(String, String)>> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((decode(key)?, decode(value)?))
+    })
 }
 
 fn decode(text: &str) -> Option<String> {

@@ -1,7 +1,9 @@
 //! `/groups`: consumer groups as resources.
 
+use std::sync::Arc;
+
 use axum::{
-    Json,
+    Extension, Json,
     body::Body,
     extract::{RawQuery, State},
     http::StatusCode,
@@ -15,6 +17,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     App,
     accept::accepts_json,
+    access::Grant,
     admin::NO_STORE,
     body::json_body,
     deliveries,
@@ -39,6 +42,9 @@ pub fn router() -> OpenApiRouter<App> {
         .routes(routes!(resume_group));
     resource.merge(deliveries::router()).merge(settle::router()).merge(parked::router())
 }
+
+/// What the caller may do, where access is on.
+type Granted = Option<Extension<Arc<Grant>>>;
 
 /// A consumer group.
 #[derive(Serialize, ToSchema)]
@@ -146,13 +152,17 @@ pub struct SeekRequest {
 )]
 pub async fn list_groups(
     State(app): State<App>,
+    granted: Granted,
     query: RawQuery,
     Headers(headers): Headers,
 ) -> Result<Response, Problem> {
     Query::parse(&query, &[])?;
     accepts_json(&headers)?;
     let partitions = app.store.partitions();
-    let groups = app.store.groups().await?.iter().map(|group| GroupDocument::of(group, partitions)).collect();
+    let groups = app.store.groups().await?;
+    let seen =
+        groups.iter().filter(|group| granted.as_ref().is_none_or(|grant| grant.rights.group(group.name.as_str())));
+    let groups = seen.map(|group| GroupDocument::of(group, partitions)).collect();
     Ok((([NO_STORE]), Json(GroupsDocument { groups })).into_response())
 }
 
@@ -179,6 +189,7 @@ pub async fn list_groups(
 )]
 pub async fn put_group(
     State(app): State<App>,
+    granted: Granted,
     GroupPath(name): GroupPath,
     query: RawQuery,
     Headers(headers): Headers,
@@ -189,6 +200,9 @@ pub async fn put_group(
     let body = json_body(&headers, body, &app.limits, &app.room).await?;
     let document: SettingsDocument = json::parse(&body, FORM)?;
     let (settings, cursor) = document.checked(app.store.partitions())?;
+    if let Some(grant) = &granted {
+        grant.check_source(&settings)?;
+    }
     check_history(&app, cursor).await?;
     let new = app.store.put_group(&name, &settings).await?;
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };

@@ -1,6 +1,7 @@
 //! The only code that speaks HTTP. A file a resource; this one joins their routers and lays the layers around them.
 
 mod accept;
+mod access;
 mod admin;
 mod append;
 mod body;
@@ -40,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
@@ -116,6 +118,8 @@ pub struct AppState {
     pub base_path: String,
     /// Pages of these origins may use the service; none: pages of its own only.
     pub cors_origins: Vec<HeaderValue>,
+    /// Who may do what; `None`: anybody everything.
+    pub access: Option<Arc<Access>>,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
 }
@@ -151,10 +155,11 @@ impl App {
         Ok(Wait { until: Instant::now() + wait, permit })
     }
 
-    /// `Cache-Control` of what never changes, where caches may keep it.
+    /// `Cache-Control` of what never changes, where caches may keep it: shared ones only what anybody may have.
     fn kept(&self) -> Option<HeaderValue> {
         let seconds = self.cache_max_age.as_secs();
-        let control = format!("public, max-age={seconds}, immutable");
+        let whose = if self.access.is_some() { "private" } else { "public" };
+        let control = format!("{whose}, max-age={seconds}, immutable");
         (seconds > 0).then(|| HeaderValue::from_str(&control).expect("digits and names are ASCII"))
     }
 }

@@ -1,12 +1,19 @@
 //! What the OpenAPI document says beyond the routes themselves.
 
+use axum::http::Method;
 use serde::Serialize;
 use utoipa::{
     OpenApi, ToSchema,
-    openapi::{OpenApi as Document, RefOr, Schema, Type, schema::SchemaType},
+    openapi::{
+        OpenApi as Document, Ref, RefOr, Schema, Type,
+        path::Operation,
+        schema::SchemaType,
+        security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
+    },
 };
 
 use super::{
+    access,
     events::EventDocument,
     problem::{FieldError, ProblemDocument},
     responses,
@@ -14,28 +21,60 @@ use super::{
 };
 use crate::store::Check;
 
+/// The name of the one scheme of credentials.
+const SCHEME: &str = "bearer";
+const BEARER: &str = "An API key or a JWT (RFC 6750), where access control is on. It has verbs (`read`, `append`, \
+                      `consume`, `manage`), each operation names the one that it needs, and patterns of the streams and \
+                      groups that they hold for.";
+
 /// All but the routes.
 pub fn base() -> Document {
-    // Nobody is asked for credentials: said by an empty list, for without one a reader cannot know.
     let mut document = Base::openapi();
-    document.security = Some(Vec::new());
     let components = document.components.get_or_insert_default();
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(BEARER)).build();
+    components.add_security_scheme(SCHEME, SecurityScheme::Http(bearer));
     components.responses.extend(responses::all().into_iter().map(|(name, response)| (name.to_owned(), response)));
     document
 }
 
-/// Mends what the macros cannot say: a header that is optional may be absent, but is not `null`.
+/// Mends what the macros cannot say: a header that is optional may be absent, but is not `null`. And says of every
+/// operation what credentials it needs.
 pub fn complete(document: &mut Document) {
-    for item in document.paths.paths.values_mut() {
-        let operations =
-            [&mut item.get, &mut item.head, &mut item.post, &mut item.put, &mut item.delete, &mut item.patch];
-        let operations = operations.into_iter().flatten();
-        for parameter in operations.flat_map(|operation| operation.parameters.iter_mut().flatten()) {
-            let RefOr::T(parameter) = parameter else { continue };
-            if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
-                without_null(&mut schema.schema_type);
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            (Method::GET, &mut item.get),
+            (Method::HEAD, &mut item.head),
+            (Method::POST, &mut item.post),
+            (Method::PUT, &mut item.put),
+            (Method::DELETE, &mut item.delete),
+            (Method::PATCH, &mut item.patch),
+        ];
+        for (method, operation) in operations {
+            let Some(operation) = operation else { continue };
+            for parameter in operation.parameters.iter_mut().flatten() {
+                let RefOr::T(parameter) = parameter else { continue };
+                if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
+                    without_null(&mut schema.schema_type);
+                }
             }
+            secure(operation, &method, path);
         }
+    }
+}
+
+/// Says what an operation needs. Without a rule for it the service does not start: nothing is served that nobody
+/// thought of.
+fn secure(operation: &mut Operation, method: &Method, path: &str) {
+    if access::is_open(method, path) {
+        operation.security = Some(Vec::new());
+        return;
+    }
+    let need = access::need(method, path).unwrap_or_else(|| panic!("no rule says who may {method} {path}"));
+    // Without any, where access is off; with one of the verbs, where it is on.
+    let with = need.verbs.iter().map(|verb| SecurityRequirement::new(SCHEME, [verb.as_str()]));
+    operation.security = Some([SecurityRequirement::default()].into_iter().chain(with).collect());
+    for (status, name) in [("401", "Unauthorized"), ("403", "Forbidden")] {
+        operation.responses.responses.insert(status.to_owned(), Ref::from_response_name(name).into());
     }
 }
 
@@ -52,7 +91,7 @@ fn without_null(kind: &mut SchemaType) {
 #[openapi(
     info(
         title = "Streamkeep",
-        description = "An event store over plain HTTP on ordinary Redis Streams.",
+        description = "An event store over plain HTTP on ordinary Redis Streams.\n\nWhere the service is run without access control nobody is asked for credentials. Where it is on, everything but the probes and this documentation needs a bearer token.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     servers((url = "/", description = "This service")),

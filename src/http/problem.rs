@@ -53,6 +53,10 @@ codes! {
     InvalidPrecondition = BAD_REQUEST "invalid-precondition" "The condition cannot be read" final;
     /// Another header, or the request as such, breaks HTTP's rules or ours.
     InvalidRequest = BAD_REQUEST "invalid-request" "The request cannot be read" final;
+    /// No credentials, or none that hold.
+    Unauthorized = UNAUTHORIZED "unauthorized" "Credentials are needed" final;
+    /// The credentials do not allow this.
+    Forbidden = FORBIDDEN "forbidden" "The credentials do not allow this" final;
     /// No such route.
     NotFound = NOT_FOUND "not-found" "There is nothing at this address" final;
     /// No event was ever appended to the stream.

@@ -1,6 +1,6 @@
 //! What surrounds every request: its id, the rules that hold on every route, and the problem document of what failed.
 
-use std::{cmp::Ordering, time::Instant};
+use std::{cmp::Ordering, sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::{
     accept::weighted,
+    access::Grant,
     extract::{ACCEPT_POST, JSON},
     head::TwoLengths,
     problem::{Code, Problem},
@@ -57,11 +58,16 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status >= 500 {
-        tracing::warn!(request_id = id, %method, path, status, took_us, "request failed");
+        tracing::warn!(request_id = id, %method, path, status, took_us, by = by(&response), "request failed");
     } else {
-        tracing::debug!(request_id = id, %method, path, status, took_us, "request");
+        tracing::debug!(request_id = id, %method, path, status, took_us, by = by(&response), "request");
     }
     response
+}
+
+/// Who asked, where that is known.
+fn by(response: &Response) -> Option<&str> {
+    response.extensions().get::<Arc<Grant>>().map(|grant| grant.who.as_str())
 }
 
 /// The answer to what hyper could not read as a request, and refused with this status.

@@ -27,6 +27,8 @@ macro_rules! problems {
 
 problems! {
     BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-group-name`, `invalid-lease`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
+    Unauthorized "Problem" "`unauthorized`; where the service has access control: `WWW-Authenticate` says why (RFC 6750)";
+    Forbidden "Problem" "`forbidden`: the credentials do not allow this; `WWW-Authenticate` names the verb that is needed";
     NotFound "Problem" "`stream-not-found`, `event-not-found`";
     GroupNotFound "Problem" "`group-not-found`";
     GroupExists "Problem" "`group-exists`, `history-diverged`";
@@ -65,6 +67,9 @@ fn problem(schema: &str, description: &str) -> Response {
         response = response.header("Accept-Post", header("The media types that are read"));
         response = response
             .header("Accept-Encoding", header("The codings that are read, where `Content-Encoding` is at fault"));
+    }
+    if description.contains("WWW-Authenticate") {
+        response = response.header("WWW-Authenticate", header("The scheme Bearer, and what is wrong"));
     }
     if description.contains("Retry-After") || schema == "NotReadyProblem" {
         response = response.header("Retry-After", header("Seconds to wait"));

@@ -20,7 +20,10 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
@@ -69,6 +72,7 @@ impl Default for ServerOptions {
 pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
     let closing = app.closing.clone();
+    let _watching = app.access.clone().map(|access| AbortOnDropHandle::new(tokio::spawn(access.watch())));
     let service = service(app);
     let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();

@@ -1,6 +1,6 @@
 //! The routes with all layers around them.
 
-use std::{any::Any, convert::Infallible, future, panic::AssertUnwindSafe};
+use std::{any::Any, convert::Infallible, future, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     BoxError, Router,
@@ -9,19 +9,24 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures::FutureExt as _;
-use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn, util::Either};
+use tower::{Service, ServiceBuilder, ServiceExt as _, service_fn};
 use tower_http::{
     CompressionLevel,
     compression::{
         Compression,
         predicate::{NotForContentType, Predicate, SizeAbove},
     },
-    cors::{Cors, CorsLayer},
+    cors::CorsLayer,
 };
 use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{App, accept::Form, cors, request, routes};
+use super::{
+    App,
+    accept::Form,
+    access::{Access, beneath},
+    cors, request, routes,
+};
 
 /// Answers below this size are not worth compressing.
 const COMPRESS_FROM: u64 = 1024;
@@ -41,12 +46,13 @@ impl<B, S> Answers<B> for S where
 pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, mut document) = routes().split_for_parts();
     let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
+    let guard = app.access.clone().map(|access| Guard { access, base: base.as_str().into() });
     let routes = routes.with_state(app);
     if base.is_empty() {
-        return layered(routes.merge(docs(&base, document)), origins);
+        return layered(routes.merge(docs(&base, document)), guard, origins);
     }
     document.servers = Some(vec![Server::new(&base)]);
-    layered(Router::new().nest(&base, routes).merge(docs(&base, document)), origins)
+    layered(Router::new().nest(&base, routes).merge(docs(&base, document)), guard, origins)
 }
 
 /// The page that shows the document. It asks nobody else: by default it would have a validator on the internet look at
@@ -56,9 +62,6 @@ fn docs(base: &str, document: OpenApi) -> SwaggerUi {
     SwaggerUi::new(format!("{base}/docs")).url(format!("{base}/openapi.json"), document).config(config)
 }
 
-/// The router, with or without the rules for pages of other origins.
-type Routed = Either<Cors<Router>, Router>;
-
 /// A body that the router reads.
 pub trait RequestBody: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static {}
 
@@ -67,8 +70,13 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// Lays the layers around the whole router. With [`Router::layer`] they would lie around each route: the router would
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
-fn layered<B: RequestBody>(router: Router, cors: Option<CorsLayer>) -> impl Answers<B> {
-    let router = ServiceBuilder::new().option_layer(cors).service(router);
+fn layered<B: RequestBody>(router: Router, guard: Option<Guard>, cors: Option<CorsLayer>) -> impl Answers<B> {
+    let guarded = service_fn(move |request: Request<B>| {
+        let (router, guard) = (router.clone(), guard.clone());
+        async move { Ok::<_, Infallible>(guarded(router, guard, request).await) }
+    });
+    // A page may see that it was refused, and asks without credentials what it may.
+    let router = ServiceBuilder::new().option_layer(cors).service(guarded);
     let answered = service_fn(move |request: Request<B>| {
         let router = router.clone();
         async move {
@@ -101,9 +109,37 @@ async fn compressed(response: Response, accepted: Vec<HeaderValue>) -> Response 
 }
 
 /// The router's answer; that to a panic, where a handler panicked.
-async fn routed<B: RequestBody>(router: Routed, request: Request<B>) -> Response {
-    let answer = async { router.oneshot(request).await.unwrap_or_else(|never| match never {}) };
+async fn routed<B: RequestBody>(router: impl Answers<B>, request: Request<B>) -> Response {
+    let answer = answered(router, request);
     AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
+}
+
+async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) -> Response {
+    router.oneshot(request).await.unwrap_or_else(|never| match never {})
+}
+
+/// Who lets requests in, and what all their addresses begin with.
+#[derive(Clone)]
+struct Guard {
+    access: Arc<Access>,
+    base: Arc<str>,
+}
+
+/// The router's answer to whoever may have it; who asked comes with it, for the log.
+async fn guarded<B: RequestBody>(router: Router, guard: Option<Guard>, mut request: Request<B>) -> Response {
+    let Some(Guard { access, base }) = guard else { return answered(router, request).await };
+    let grant = match access.admit(&mut request, &base) {
+        Ok(Some(grant)) => grant,
+        Ok(None) => return answered(router, request).await,
+        Err(problem) => return problem.into_response(),
+    };
+    let uri = request.uri();
+    let mut response = match grant.check(request.method(), beneath(&base, uri.path()), uri.query()) {
+        Ok(()) => answered(router, request).await,
+        Err(problem) => problem.into_response(),
+    };
+    response.extensions_mut().insert(grant);
+    response
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that the layer asks for")]
@@ -125,7 +161,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
-        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), None);
+        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), None, None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

@@ -122,7 +122,8 @@ async fn names(redis: &mut impl ConnectionLike, pattern: &str) -> redis::RedisRe
 }
 
 /// Lower-case hex digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to memory cannot fail");
         text

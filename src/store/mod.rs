@@ -36,7 +36,7 @@ pub use checks::{Check, CheckStatus, examine};
 pub use connections::Connections;
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};
-pub use functions::Library;
+pub use functions::{Library, hex};
 pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
 use grown::Grown;
 pub use health::{Durability, Health};

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header::HeaderValue};
 use serde_json::Value;
 use streamkeep::{
-    http::{App, AppState, Limits, ServerOptions, serve},
+    http::{Access, App, AppState, Limits, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
     store::{Library, Store, StoreConfig},
@@ -89,6 +89,7 @@ pub struct TestConfig {
     pub cors_origins: Vec<HeaderValue>,
     /// Where it listens; at port 0, on any that is free.
     pub listen: String,
+    pub access: Option<Arc<Access>>,
 }
 
 /// An instance of the service.
@@ -135,6 +136,7 @@ impl TestApp {
             base_path: String::new(),
             cors_origins: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
+            access: None,
         };
         change(&mut config);
         let TestConfig {
@@ -147,6 +149,7 @@ impl TestApp {
             base_path,
             cors_origins,
             listen,
+            access,
         } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
@@ -159,6 +162,7 @@ impl TestApp {
             group_idle,
             base_path,
             cors_origins,
+            access,
             shutdown: stop,
         };
         let listener = TcpListener::bind(listen).await.unwrap();

@@ -5,6 +5,10 @@
 #[macro_use]
 mod app;
 
+mod access;
+mod access_files;
+mod access_jwt;
+mod access_program;
 mod append;
 mod base_path;
 mod checker;

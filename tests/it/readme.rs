@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{TestApp, eventually},
+    app::{TestApp, TestRedis, eventually},
     groups::{TestGroup, append},
 };
 
@@ -54,6 +54,27 @@ async fn the_tour_works_as_it_stands() {
     if is_there("redis-cli") {
         assert!(run(last).contains("order-placed"));
     }
+}
+
+/// A key is made, the service started with it, and asked: in one shell, as a user has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_opens_what_it_says_as_it_stands() {
+    let (redis, folder) = (TestRedis::start().await, tempfile::TempDir::new().unwrap());
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let commands = commands("Access");
+    let [new, serve, ask] = &commands[..] else { panic!("{commands:?}") };
+    let ready = "until curl -sf -o /dev/null http://127.0.0.1:7070/readyz; do kill -0 $! && sleep 0.05; done";
+    let script = format!("{new}\n{} &\ntrap \"kill $!\" EXIT\n{ready}\n{ask}", serve.trim());
+    let script = script.replace("127.0.0.1:7070", &address);
+    let script = script.replace("./target/release/streamkeep", env!("CARGO_BIN_EXE_streamkeep"));
+    let mut command = Command::new("sh");
+    command.args(["-ec", &script]).current_dir(folder.path()).env("STREAMKEEP_LISTEN", &address).env("NO_PROXY", "*");
+    let redis_url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
+    let output = command.env("REDIS_URL", redis_url).output().unwrap();
+    assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
+    let answers = String::from_utf8(output.stdout).unwrap();
+    let statuses: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["201", "200", "403", "401"], "{answers}");
 }
 
 /// The worker handles what comes; what fails at first it handles later.
