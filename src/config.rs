@@ -4,11 +4,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use axum::http::HeaderValue;
 use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
 use redis::ConnectionInfo;
 
 use crate::{
     cli::TailFormat,
-    http::{Limits, ServerOptions},
+    http::{Limits, ServerOptions, parse_network},
     model::{Partitions, parse_rfc3339},
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
@@ -89,6 +90,10 @@ pub struct Serve {
     /// Let pages of this origin use the service, as in https://app.example.com, or * for any; several with commas
     #[arg(long, env = "STREAMKEEP_CORS_ORIGINS", value_delimiter = ',', value_parser = parse_origin)]
     pub cors_origins: Vec<HeaderValue>,
+
+    /// Believe gateways at these addresses, as in 10.0.0.7,10.1.0.0/16, when X-Forwarded-For or Forwarded tell who called
+    #[arg(long, env = "STREAMKEEP_TRUSTED_PROXIES", value_delimiter = ',', value_parser = parse_network)]
+    pub trusted_proxies: Vec<IpNet>,
 
     /// Limits of requests
     #[command(flatten)]
@@ -421,6 +426,7 @@ impl Serve {
             idle_timeout: Duration::from_secs(self.idle_timeout_secs.into()),
             drain_delay: Duration::from_secs(self.drain_delay_secs.into()),
             drain_timeout: Duration::from_secs(self.drain_timeout_secs.into()),
+            trusted_proxies: self.trusted_proxies.clone().into(),
         }
     }
 }

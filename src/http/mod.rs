@@ -4,6 +4,7 @@ mod accept;
 mod admin;
 mod append;
 mod body;
+mod caller;
 mod conditions;
 mod connection;
 mod cors;
@@ -40,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
+pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 
