@@ -21,6 +21,7 @@ lint: ## Format and lints; warnings are errors
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
 unit: ## The tests alone
+	@scripts/ensure-gateways.sh
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	RUST_TEST_THREADS=4 $(CARGO) $(RUNNER) --locked --lib --bins --tests $(ARGS)
 

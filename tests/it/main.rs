@@ -4,9 +4,12 @@
 
 #[macro_use]
 mod app;
+#[macro_use]
+mod gateway;
 
 mod append;
 mod base_path;
+mod caller;
 mod checker;
 mod checker_test;
 mod consumers;
@@ -19,6 +22,8 @@ mod feed;
 mod feeds;
 mod feeds_edge;
 mod feeds_resume;
+mod gateways;
+mod gateways_faults;
 mod group_model;
 mod group_model_check;
 mod group_model_operator;
