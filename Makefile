@@ -20,7 +20,8 @@ lint: ## Format and lints; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 
-unit: ## The tests alone
+unit: ## The tests alone, also behind nginx, HAProxy and Caddy, which it installs where it can
+	@scripts/ensure-gateways.sh
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	RUST_TEST_THREADS=4 $(CARGO) $(RUNNER) --locked --lib --bins --tests $(ARGS)
 

@@ -5,6 +5,7 @@ mod access;
 mod admin;
 mod append;
 mod body;
+mod caller;
 mod conditions;
 mod connection;
 mod cors;
@@ -42,6 +43,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
+pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve};
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{
     accept::weighted,
     access::Grant,
+    caller::Caller,
     extract::{ACCEPT_POST, JSON},
     head::TwoLengths,
     problem::{Code, Problem},
@@ -46,6 +47,7 @@ pub async fn envelope<B, N: Future<Output = Response>>(
         }
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let caller = request.extensions().get::<Caller>().map(|caller| tracing::field::display(caller.0));
     let mut response = match refusal(&request).or_else(|| content_coding(request.headers_mut()).err()) {
         Some(problem) => problem.closing().into_response(),
         None => next(request).await,
@@ -58,9 +60,9 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status >= 500 {
-        tracing::warn!(request_id = id, %method, path, status, took_us, by = by(&response), "request failed");
+        tracing::warn!(request_id = id, %method, path, status, took_us, caller, by = by(&response), "request failed");
     } else {
-        tracing::debug!(request_id = id, %method, path, status, took_us, by = by(&response), "request");
+        tracing::debug!(request_id = id, %method, path, status, took_us, caller, by = by(&response), "request");
     }
     response
 }

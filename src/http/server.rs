@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
@@ -15,6 +16,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
+use ipnet::IpNet;
 use pin_project_lite::pin_project;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -29,6 +31,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     App,
+    caller::Caller,
     connection::{Busy, Phase, Watched},
     head::TwoLengths,
     service::{Answers, service},
@@ -53,6 +56,8 @@ pub struct ServerOptions {
     pub drain_delay: Duration,
     /// How long requests under way may take to end, after that.
     pub drain_timeout: Duration,
+    /// Gateways that are believed when they tell who called.
+    pub trusted_proxies: Arc<[IpNet]>,
 }
 
 impl Default for ServerOptions {
@@ -64,6 +69,7 @@ impl Default for ServerOptions {
             idle_timeout: Duration::from_secs(75),
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(8),
+            trusted_proxies: Arc::default(),
         }
     }
 }
@@ -79,8 +85,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let accept = async {
         loop {
             let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
-            let stream = accept(&listener).await;
-            let connection = connection(stream, service.clone(), options.clone(), closing.clone());
+            let (stream, peer) = accept(&listener).await;
+            let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone());
             connections.spawn(async move {
                 connection.await;
                 drop(permit);
@@ -108,6 +114,7 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
 /// Serves one connection to its end.
 async fn connection(
     stream: TcpStream,
+    peer: SocketAddr,
     service: impl Answers<Incoming>,
     options: ServerOptions,
     closing: CancellationToken,
@@ -119,6 +126,8 @@ async fn connection(
         if busy.has_two_lengths() {
             request.extensions_mut().insert(TwoLengths);
         }
+        let caller = Caller::of(peer.ip(), request.headers(), &options.trusted_proxies);
+        request.extensions_mut().insert(caller);
         let has_body = !request.body().is_end_stream();
         // hyper keeps room for this as long as the connection lives: of each feed, and of each idle connection.
         Box::pin(async move {
@@ -147,14 +156,14 @@ async fn connection(
     }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     let mut told = false;
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, peer)) => {
                 // Answers are small and complete: waiting to fill a packet only delays them.
                 let _ = stream.set_nodelay(true);
-                return stream;
+                return (stream, peer);
             }
             Err(error) => {
                 // Once, not at every attempt: whoever is short of descriptors may be short of disk for logs next.

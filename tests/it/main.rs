@@ -4,6 +4,8 @@
 
 #[macro_use]
 mod app;
+#[macro_use]
+mod gateway;
 
 mod access;
 mod access_files;
@@ -11,6 +13,7 @@ mod access_jwt;
 mod access_program;
 mod append;
 mod base_path;
+mod caller;
 mod checker;
 mod checker_test;
 mod consumers;
@@ -23,6 +26,8 @@ mod feed;
 mod feeds;
 mod feeds_edge;
 mod feeds_resume;
+mod gateways;
+mod gateways_faults;
 mod group_model;
 mod group_model_check;
 mod group_model_operator;

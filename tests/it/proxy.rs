@@ -114,7 +114,7 @@ async fn relay(mut client: TcpStream, mut redis: UnixStream, armed: Armed) {
 }
 
 /// What there is to read; `None` at the end.
-async fn read(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Vec<u8>> {
+pub async fn read(from: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<Vec<u8>> {
     let mut bytes = vec![0; 64 * 1024];
     let count = from.read(&mut bytes).await.unwrap_or(0);
     bytes.truncate(count);
