@@ -1,6 +1,6 @@
 //! `POST /streams/{id}/events`
 
-use std::{borrow::Cow, collections::HashSet};
+use std::{borrow::Cow, collections::HashSet, mem};
 
 use axum::{
     Json,
@@ -24,6 +24,7 @@ use super::{
     extract::{Headers, Query, StreamPath, idempotency_key},
     json::{self, Object},
     problem::{Code, Problem},
+    trace::Trace,
 };
 use crate::{
     model::{
@@ -74,7 +75,8 @@ pub struct EventRequest<'a> {
     #[serde(borrow)]
     #[schema(value_type = Value, example = json!({"total": 42}))]
     data: &'a RawValue,
-    /// A JSON object up to 64 KiB; comes back byte for byte, `{}` if absent.
+    /// A JSON object up to 64 KiB; comes back byte for byte, `{}` if absent. With a `traceparent` the request's trace
+    /// comes behind.
     #[serde(borrow, default, deserialize_with = "present")]
     #[schema(value_type = Object, required = false, example = json!({"user": "ada"}))]
     metadata: Option<&'a RawValue>,
@@ -127,6 +129,8 @@ pub struct AppendResult {
         ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
         ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
         ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 3, max_length = 257, pattern = r#"^"[ !#-\[\]-~]+"$"#),
+        ("traceparent" = inline(Option<String>), Header, description = "The trace that the events belong to (W3C Trace Context). Kept in the metadata of each, as `traceparent`, unless that has one already; what breaks the rules is ignored", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate" = inline(Option<String>), Header, description = "Kept beside it, as `tracestate`; up to 512 bytes", example = "vendor=value"),
     ),
     request_body(content = AppendRequest, description = "The events",
         example = json!({"events": [{"type": "order-placed", "data": {"total": 42}, "metadata": {"user": "ada"}}]})),
@@ -161,7 +165,12 @@ pub async fn append_events(
     let key = idempotency_key(&headers)?;
     let body = json_body(&headers, body, &app.limits, &app.room).await?;
     let request = json::parse(&body, FORM)?;
-    let (events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
+    let (mut events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
+    if let Some(trace) = Trace::of(&headers) {
+        for NewEvent { metadata, .. } in &mut events {
+            *metadata = trace.within(mem::take(metadata), app.limits.metadata_bytes);
+        }
+    }
     let partition = app.store.partition(&stream);
     match app.store.append(partition, &stream, &condition, &retry, &events).await {
         Ok(appended) => Ok(answer(&app, stream, partition, &events, appended)),
@@ -269,7 +278,7 @@ fn new_event<'a>(
         (None, Some(key)) => EventId::from_key(stream, key, index),
         (None, None) => EventId::new_v7(),
     };
-    Ok(NewEvent { id, kind, data, metadata })
+    Ok(NewEvent { id, kind, data, metadata: metadata_text.into() })
 }
 
 fn answer(app: &App, stream: StreamId, partition: Partition, events: &[NewEvent<'_>], appended: Appended) -> Response {

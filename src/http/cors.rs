@@ -5,7 +5,13 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::{append::DURABILITY, extract::IDEMPOTENCY_KEY, feeds::LAST_EVENT_ID, request::REQUEST_ID};
+use super::{
+    append::DURABILITY,
+    extract::IDEMPOTENCY_KEY,
+    feeds::LAST_EVENT_ID,
+    request::REQUEST_ID,
+    trace::{TRACEPARENT, TRACESTATE},
+};
 
 /// How long a browser may keep what it was allowed.
 const MAX_AGE: Duration = Duration::from_mins(10);
@@ -29,8 +35,8 @@ pub fn layer(origins: &[HeaderValue]) -> Option<CorsLayer> {
             IDEMPOTENCY_KEY,
             LAST_EVENT_ID,
             DURABILITY,
-            named("traceparent"),
-            named("tracestate"),
+            TRACEPARENT,
+            TRACESTATE,
             REQUEST_ID,
         ])
         .expose_headers([

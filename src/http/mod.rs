@@ -28,6 +28,7 @@ mod service;
 mod settle;
 mod stream_list;
 mod streams;
+mod trace;
 
 use std::{
     ops::Deref,

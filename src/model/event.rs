@@ -82,8 +82,8 @@ pub struct NewEvent<'a> {
     pub kind: Cow<'a, str>,
     /// Any JSON, byte for byte.
     pub data: &'a RawValue,
-    /// A JSON object, byte for byte; `None` is stored as `{}`.
-    pub metadata: Option<&'a RawValue>,
+    /// A JSON object, byte for byte.
+    pub metadata: Cow<'a, str>,
 }
 
 /// What makes a repeated append harmless.

@@ -55,7 +55,7 @@ impl Store {
         events: &[NewEvent<'_>],
     ) -> Result<Appended, Error> {
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
-        let size = |event: &NewEvent<'_>| event.data.get().len() + event.metadata.map_or(0, |json| json.get().len());
+        let size = |event: &NewEvent<'_>| event.data.get().len() + event.metadata.len();
         let bytes = events.iter().map(|event| size(event) + 256).sum();
         let began = Instant::now();
         let deadline = began + self.0.timeout;
@@ -114,7 +114,7 @@ impl Store {
                 .arg(event.id.index_key())
                 .arg(event.kind.as_bytes())
                 .arg(event.data.get())
-                .arg(event.metadata.map_or("{}", |metadata| metadata.get()));
+                .arg(event.metadata.as_bytes());
         }
         call
     }

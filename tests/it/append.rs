@@ -227,3 +227,24 @@ async fn everysec_is_told_as_memory() {
     })
     .await;
 }
+
+test_app! {
+    /// In the metadata of each event, as CloudEvents name it; a repeat in another trace is the same request.
+    async fn events_keep_the_trace_of_their_request(app) {
+        const PARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        const LATER: &str = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-00";
+        let body = r#"{"events":[{"id":"1","type":"a","data":1},{"id":"2","type":"b","data":2,"metadata":{"n" : 1.50}},
+            {"id":"3","type":"c","data":3,"metadata":{"traceparent":"mine"}}]}"#;
+        let trace = [("traceparent", PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")];
+        app.append_with("order-1", &trace, body).await.expect(201);
+        app.append_with("order-1", &[("traceparent", LATER)], body).await.expect(200);
+        let text = app.get("/streams/order-1").await.expect(200).text;
+        let members = format!(r#""traceparent":"{PARENT}","tracestate":"a=1,b=2"}}"#);
+        for metadata in [format!("{{{members}"), format!(r#"{{"n" : 1.50,{members}"#), r#"{"traceparent":"mine"}"#.to_owned()] {
+            assert!(text.contains(&format!(r#""metadata":{metadata}"#)), "{metadata}: {text}");
+        }
+        // What is none is no reason to refuse a request.
+        app.append_with("order-2", &[("traceparent", "none"), ("tracestate", "a=1")], ONE).await.expect(201);
+        assert_eq!(app.get("/streams/order-2").await.expect(200).json()["events"][0]["metadata"], json!({}));
+    }
+}

@@ -51,7 +51,7 @@ impl World {
         let partition = self.stores[0].partition(&stream);
         let data: &RawValue = serde_json::from_str("1").unwrap();
         let event =
-            |kind: &&'static str| NewEvent { id: EventId::new_v7(), kind: (*kind).into(), data, metadata: None };
+            |kind: &&'static str| NewEvent { id: EventId::new_v7(), kind: (*kind).into(), data, metadata: "{}".into() };
         let events: Vec<NewEvent<'_>> = kinds.iter().map(event).collect();
         let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events).await;
         let appended = appended.map_err(|error| format!("append: {error}"))?;
