@@ -21,7 +21,7 @@ use crate::{
 /// # Errors
 /// What stopped the start.
 pub async fn serve(settings: Serve) -> Result<(), Failure> {
-    telemetry::start(settings.log_format, &settings.log);
+    let traces = telemetry::start(settings.log_format, &settings.log, settings.otlp_endpoint.as_deref())?;
     let limits = settings.limits()?;
     let access = settings.access.files(settings.listen)?.map(Access::open).transpose()?;
     raise_descriptor_limit();
@@ -44,6 +44,9 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     let access = if app.access.is_some() { "on" } else { "off" };
     info!(listen = %listener.local_addr()?, %durability, partitions, access, "ready");
     http::serve(listener, app, settings.server_options()).await;
+    if let Some(traces) = traces {
+        traces.end().await;
+    }
     stop(server).await
 }
 
@@ -89,7 +92,7 @@ fn raise_descriptor_limit() {
 /// # Errors
 /// What stopped it.
 pub async fn migrate(settings: Migrate) -> Result<(), Failure> {
-    telemetry::start(telemetry::LogFormat::Text, "info");
+    telemetry::start(telemetry::LogFormat::Text, "info", None)?;
     let (server, address) = redis(&settings.storage).await?;
     let StoreConfig { namespace, partitions, timeout, .. } = settings.storage.store_config(address.clone());
     let connections = Connections::new(address, timeout)?;

@@ -6,7 +6,7 @@ pub use clients::{Credentials, Export, Health, Import, KeyCommand, NewKey, Tail}
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use axum::http::HeaderValue;
+use axum::http::{HeaderValue, Uri};
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use redis::ConnectionInfo;
@@ -146,6 +146,10 @@ pub struct Serve {
     /// What to log: error, warn, info, debug, trace, or by module as in streamkeep=debug
     #[arg(long, env = "STREAMKEEP_LOG", default_value = "info", value_parser = check_filter)]
     pub log: String,
+
+    /// Send traces to the OpenTelemetry collector here, as in http://127.0.0.1:4318 (OTLP over HTTP)
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_parser = parse_collector)]
+    pub otlp_endpoint: Option<String>,
 }
 
 /// Who may do what.
@@ -408,6 +412,11 @@ fn parse_partitions(text: &str) -> Result<Partitions, String> {
 }
 
 /// What may stand in a key without moving it to another slot or hiding its parts.
+fn parse_collector(text: &str) -> Result<String, String> {
+    let good = text.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
+    if good { Ok(text.to_owned()) } else { Err("an address such as http://127.0.0.1:4318".to_owned()) }
+}
+
 fn parse_namespace(text: &str) -> Result<String, String> {
     let good = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
     if good { Ok(text.to_owned()) } else { Err("at most 64 characters of A-Z a-z 0-9 . _ -".to_owned()) }

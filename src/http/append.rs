@@ -201,7 +201,10 @@ fn demanded(condition: Option<Condition>, app: &App) -> Result<Condition, Proble
 }
 
 /// Checks the events and gives each its id.
-fn new_events<'a>(
+///
+/// # Errors
+/// `invalid-event`, `invalid-json`, `payload-too-large`, `too-deep`
+pub fn new_events<'a>(
     stream: &StreamId,
     request: AppendRequest<'a>,
     key: Option<&str>,

@@ -2,6 +2,7 @@
 
 mod accept;
 mod access;
+mod addresses;
 mod admin;
 mod append;
 mod body;
@@ -13,6 +14,8 @@ mod deliveries;
 mod events;
 mod extract;
 mod feeds;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod group_settings;
 mod groups;
 mod head;

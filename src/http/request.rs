@@ -7,16 +7,19 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, uri::Authority},
     response::{IntoResponse as _, Response},
 };
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{
     accept::weighted,
     access::Grant,
+    addresses::Addresses,
     caller::Caller,
     extract::{ACCEPT_POST, JSON},
     head::TwoLengths,
     problem::{Code, Problem},
 };
+use crate::telemetry::traces;
 
 /// `X-Request-Id`, kept or made, on every answer and log line.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -33,6 +36,7 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 /// Has `next` answer, unless the request is refused before.
 pub async fn envelope<B, N: Future<Output = Response>>(
     mut request: Request<B>,
+    addresses: &Addresses,
     next: impl FnOnce(Request<B>) -> N,
 ) -> Response {
     let began = Instant::now();
@@ -48,15 +52,17 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let caller = request.extensions().get::<Caller>().map(|caller| tracing::field::display(caller.0));
+    let span = traces::request(&method, &path, || addresses.template(&path), &id, request.headers_mut());
     let mut response = match refusal(&request).or_else(|| content_coding(request.headers_mut()).err()) {
         Some(problem) => problem.closing().into_response(),
-        None => next(request).await,
+        None => next(request).instrument(span.clone()).await,
     };
     allow_options(&method, &mut response);
     let mut response = with_document(response, uuid);
     without_wrong_length(&method, &mut response);
     vary(&method, response.headers_mut());
     response.headers_mut().insert(REQUEST_ID, request_id(&id));
+    traces::answered(&span, response.status());
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status >= 500 {
@@ -99,7 +105,7 @@ fn headers_too_large() -> Problem {
 }
 
 /// What is wrong with a request on any route.
-fn refusal<B>(request: &Request<B>) -> Option<Problem> {
+pub fn refusal<B>(request: &Request<B>) -> Option<Problem> {
     let headers = request.headers();
     let header_bytes = |headers: &HeaderMap| -> usize {
         headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum()
@@ -134,7 +140,10 @@ fn is_host(text: &[u8]) -> bool {
 
 /// That the coding of the body is one that is read, and written as `body.rs` knows it: without capitals, and `gzip` for
 /// `x-gzip` (RFC 9110 §8.4.1).
-fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
+///
+/// # Errors
+/// `unsupported-media-type`
+pub fn content_coding(headers: &mut HeaderMap) -> Result<(), Problem> {
     let mut codings = headers.get_all(header::CONTENT_ENCODING).iter();
     let Some(coding) = codings.next() else { return Ok(()) };
     let known = match coding.as_bytes().to_ascii_lowercase().as_slice() {

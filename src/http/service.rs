@@ -21,12 +21,7 @@ use tower_http::{
 use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{
-    App,
-    accept::Form,
-    access::{Access, beneath},
-    cors, request, routes,
-};
+use super::{App, accept::Form, access::Access, addresses::Addresses, cors, request, routes};
 
 /// Answers below this size are not worth compressing.
 const COMPRESS_FROM: u64 = 1024;
@@ -46,7 +41,7 @@ impl<B, S> Answers<B> for S where
 pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, mut document) = routes().split_for_parts();
     let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
-    let guard = app.access.clone().map(|access| Guard { access, base: base.as_str().into() });
+    let guard = Guard { access: app.access.clone(), addresses: Arc::new(Addresses::new(&base, &document)) };
     let routes = routes.with_state(app);
     if base.is_empty() {
         return layered(routes.merge(docs(&base, document)), guard, origins);
@@ -70,7 +65,8 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// Lays the layers around the whole router. With [`Router::layer`] they would lie around each route: the router would
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
-fn layered<B: RequestBody>(router: Router, guard: Option<Guard>, cors: Option<CorsLayer>) -> impl Answers<B> {
+fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>) -> impl Answers<B> {
+    let addresses = Arc::clone(&guard.addresses);
     let guarded = service_fn(move |request: Request<B>| {
         let (router, guard) = (router.clone(), guard.clone());
         async move { Ok::<_, Infallible>(guarded(router, guard, request).await) }
@@ -78,10 +74,10 @@ fn layered<B: RequestBody>(router: Router, guard: Option<Guard>, cors: Option<Co
     // A page may see that it was refused, and asks without credentials what it may.
     let router = ServiceBuilder::new().option_layer(cors).service(guarded);
     let answered = service_fn(move |request: Request<B>| {
-        let router = router.clone();
+        let (router, addresses) = (router.clone(), Arc::clone(&addresses));
         async move {
             let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter().cloned().collect();
-            let response = request::envelope(request, |request| routed(router, request)).await;
+            let response = request::envelope(request, &addresses, |request| routed(router, request)).await;
             Ok(if compress().should_compress(&response) { compressed(response, accepted).await } else { response })
         }
     });
@@ -118,23 +114,23 @@ async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) 
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-/// Who lets requests in, and what all their addresses begin with.
-#[derive(Clone)]
+/// Who lets requests in, and to what.
+#[derive(Clone, Default)]
 struct Guard {
-    access: Arc<Access>,
-    base: Arc<str>,
+    access: Option<Arc<Access>>,
+    addresses: Arc<Addresses>,
 }
 
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
-async fn guarded<B: RequestBody>(router: Router, guard: Option<Guard>, mut request: Request<B>) -> Response {
-    let Some(Guard { access, base }) = guard else { return answered(router, request).await };
-    let grant = match access.admit(&mut request, &base) {
+async fn guarded<B: RequestBody>(router: Router, guard: Guard, mut request: Request<B>) -> Response {
+    let Guard { access: Some(access), addresses } = guard else { return answered(router, request).await };
+    let grant = match access.admit(&mut request, &addresses) {
         Ok(Some(grant)) => grant,
         Ok(None) => return answered(router, request).await,
         Err(problem) => return problem.into_response(),
     };
     let uri = request.uri();
-    let mut response = match grant.check(request.method(), beneath(&base, uri.path()), uri.query()) {
+    let mut response = match grant.check(request.method(), addresses.beneath(uri.path()), uri.query()) {
         Ok(()) => answered(router, request).await,
         Err(problem) => problem.into_response(),
     };
@@ -161,7 +157,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
-        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), None, None);
+        let service =
+            layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), Guard::default(), None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

@@ -13,10 +13,12 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, Pipeline, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
 };
+use tracing::Instrument as _;
 
 use crate::{
     model::Error,
     store::errors::{self, StartError},
+    telemetry::traces,
 };
 
 /// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
@@ -114,6 +116,7 @@ impl Connections {
                 }
             }
         };
+        let calls = calls.instrument(traces::round_trip(commands.cmd_iter().next(), commands.len()));
         match tokio::time::timeout(*timeout, calls).await {
             Ok(replies) => replies.map_err(|error| errors::from_call(&error)),
             Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),

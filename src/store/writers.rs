@@ -19,9 +19,9 @@ use redis::{
     aio::{ConnectionLike, MultiplexedConnection},
 };
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, warn};
 
-use crate::store::connections::Connections;
+use crate::{store::connections::Connections, telemetry::traces};
 
 /// Most calls in one pipeline.
 const CALLS_MAX: usize = 256;
@@ -87,12 +87,13 @@ impl Writers {
     pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
+        let span = traces::round_trip(Some(&command), 1);
         let call = Call { command, bytes, deadline, stage: stage.clone(), reply };
         self.queue.try_send(call).map_err(|error| match error {
             TrySendError::Full(_) => NoReply::QueueFull,
             TrySendError::Closed(_) => NoReply::NotSent,
         })?;
-        match tokio::time::timeout_at(deadline.into(), answer).await {
+        match tokio::time::timeout_at(deadline.into(), answer.instrument(span)).await {
             Ok(answered) => answered.unwrap_or(Err(NoReply::Lost)),
             // Behind a pipeline that hangs a call may stand longer than its time.
             Err(_) if stage.leave(Stage::GIVEN_UP) => Err(NoReply::NotSent),

@@ -1,8 +1,13 @@
-//! Logs.
+//! Logs and traces.
+
+pub mod traces;
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use opentelemetry_otlp::ExporterBuildError;
+use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use traces::Traces;
 
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -22,13 +27,21 @@ pub fn check_filter(filter: &str) -> Result<String, String> {
     EnvFilter::try_new(filter).map(|_| filter.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Starts logging to standard error, in colour on a terminal unless `NO_COLOR` says no. `filter` is that of `tracing-subscriber`, e.g. `info` or `streamkeep=debug`.
-pub fn start(format: LogFormat, filter: &str) {
-    let filter = EnvFilter::new(filter);
+/// Starts logging to standard error, in colour on a terminal unless `NO_COLOR` says no. `filter` is that of
+/// `tracing-subscriber`, e.g. `info` or `streamkeep=debug`. Traces go to the collector at `otlp`, where there is one.
+///
+/// # Errors
+/// An address of a collector that cannot be used.
+pub fn start(format: LogFormat, filter: &str, otlp: Option<&str>) -> Result<Option<Traces>, ExporterBuildError> {
+    let traces = otlp.map(Traces::to).transpose()?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
-    match format {
-        LogFormat::Text => logs.with_target(false).init(),
-        LogFormat::Json => logs.json().init(),
-    }
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+    let logs = match format {
+        LogFormat::Text => logs.with_target(false).boxed(),
+        LogFormat::Json => logs.json().boxed(),
+    };
+    let no_spans = format!("{}=off", traces::TARGET).parse().expect("a target and a level");
+    let logs = logs.with_filter(EnvFilter::new(filter).add_directive(no_spans));
+    tracing_subscriber::registry().with(logs).with(traces.as_ref().map(Traces::layer)).init();
+    Ok(traces)
 }

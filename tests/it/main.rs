@@ -75,4 +75,5 @@ mod redis_server;
 mod retry;
 mod tail;
 mod tidy;
+mod traces;
 mod verify;

@@ -19,6 +19,7 @@ pub use rules::{is_open, need};
 use rules::{Need, Target};
 
 use super::{
+    addresses::Addresses,
     extract::decoded_pairs,
     problem::{Code, Problem},
 };
@@ -28,13 +29,13 @@ const SCHEME: &str = "bearer";
 
 impl Access {
     /// Judges a request, and takes its credentials out, so that nothing behind this sees them. `None` where nobody has
-    /// to show any. All addresses begin with `base`.
+    /// to show any.
     ///
     /// # Errors
     /// `unauthorized`, `forbidden`, `invalid-request`
-    pub fn admit<B>(&self, request: &mut Request<B>, base: &str) -> Result<Option<Arc<Grant>>, Problem> {
+    pub fn admit<B>(&self, request: &mut Request<B>, addresses: &Addresses) -> Result<Option<Arc<Grant>>, Problem> {
         let header = bearer(request.headers());
-        let open = is_open(request.method(), beneath(base, request.uri().path()));
+        let open = is_open(request.method(), addresses.beneath(request.uri().path()));
         let granted = if open { Ok(None) } else { header.and_then(|token| self.granted(token)).map(Some) };
         request.headers_mut().remove(header::AUTHORIZATION);
         let granted = granted?;
@@ -51,11 +52,6 @@ impl Access {
             unauthorized(why, &why_header)
         })
     }
-}
-
-/// An address without what all of them begin with. What does not lie there is nowhere.
-pub fn beneath<'p>(base: &str, path: &'p str) -> &'p str {
-    path.strip_prefix(base).filter(|rest| rest.starts_with('/')).unwrap_or_default()
 }
 
 /// The token of the one `Authorization` field.
