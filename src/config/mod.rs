@@ -139,6 +139,10 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_DRAIN_TIMEOUT_SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub drain_timeout_secs: u32,
 
+    /// Serve /metrics, /livez and /readyz at this address too, without credentials; /metrics then there alone
+    #[arg(long, env = "STREAMKEEP_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
+
     /// Form of log lines
     #[arg(long, env = "STREAMKEEP_LOG_FORMAT", value_enum, default_value_t)]
     pub log_format: LogFormat,
