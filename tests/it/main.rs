@@ -63,6 +63,7 @@ mod kill_service;
 mod load;
 mod log;
 mod lost_calls;
+mod metrics;
 mod migrations;
 mod openapi;
 mod polls;
