@@ -25,6 +25,7 @@ mod metrics;
 mod openapi;
 mod parked;
 mod problem;
+mod reload;
 mod request;
 mod responses;
 mod server;
