@@ -2,7 +2,7 @@
 
 mod clients;
 
-pub use clients::{Credentials, Export, Health, Import, KeyCommand, NewKey, Tail};
+pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Tail};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -55,6 +55,10 @@ pub enum Command {
     },
     /// Print the OpenAPI document
     Openapi,
+    /// Print what a shell completes: streamkeep completions bash > /etc/bash_completion.d/streamkeep
+    Completions(Completions),
+    /// Write the manual's pages
+    Man(Man),
 }
 
 /// Settings of `serve`.
