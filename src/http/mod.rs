@@ -19,6 +19,7 @@ pub mod fuzz;
 mod group_settings;
 mod groups;
 mod head;
+mod http2;
 mod json;
 mod log;
 mod metrics;
@@ -33,6 +34,7 @@ mod service;
 mod settle;
 mod stream_list;
 mod streams;
+mod tls;
 mod trace;
 
 use std::{
@@ -52,6 +54,7 @@ pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use server::{ServerOptions, serve, serve_admin};
+pub use tls::Tls;
 
 use extract::Query;
 use metrics::Metrics;

@@ -90,6 +90,8 @@ pub struct TestConfig {
     /// Where it listens; at port 0, on any that is free.
     pub listen: String,
     pub access: Option<Arc<Access>>,
+    /// What asks it.
+    pub client: reqwest::ClientBuilder,
 }
 
 /// An instance of the service.
@@ -137,6 +139,7 @@ impl TestApp {
             cors_origins: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
             access: None,
+            client: reqwest::Client::builder(),
         };
         change(&mut config);
         let TestConfig {
@@ -150,6 +153,7 @@ impl TestApp {
             cors_origins,
             listen,
             access,
+            client,
         } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
@@ -167,15 +171,16 @@ impl TestApp {
             metrics_here: true,
         };
         let listener = TcpListener::bind(listen).await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if server.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = client.no_proxy().build().unwrap();
         Self { redis, url, client, store, shutdown, served: AbortOnDropHandle::new(served) }
     }
 
     /// `host:port`, for raw sockets.
     pub fn address(&self) -> &str {
-        self.url.strip_prefix("http://").unwrap()
+        self.url.split_once("://").unwrap().1
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
