@@ -3,7 +3,7 @@
 mod clients;
 mod tls;
 
-pub use clients::{Credentials, Export, Health, Import, KeyCommand, NewKey, Tail};
+pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Tail};
 pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -57,6 +57,10 @@ pub enum Command {
     },
     /// Print the OpenAPI document
     Openapi,
+    /// Print what a shell completes: streamkeep completions bash > /etc/bash_completion.d/streamkeep
+    Completions(Completions),
+    /// Write the manual's pages
+    Man(Man),
 }
 
 /// Settings of `serve`.
