@@ -2,6 +2,7 @@
 //! and one that has nothing more to ask.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     task::Poll,
     time::Duration,
@@ -27,18 +28,22 @@ tokio::task_local! {
 pub struct Tasks {
     /// How long a client may take nothing. It is noticed after twice as long at the latest.
     pub stall_timeout: Duration,
+    /// Who it is.
+    pub peer: SocketAddr,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, request: F) {
-        let (taken, timeout) = (Taken::default(), self.stall_timeout);
+        let (taken, timeout, peer) = (Taken::default(), self.stall_timeout, self.peer);
         let stalled = taken.clone();
         tokio::spawn(TAKEN.scope(taken, async move {
             tokio::select! {
                 biased;
                 () = request => {}
                 // A request that is dropped in the middle of its answer is reset.
-                () = stalled.stalled(timeout) => tracing::info!("reset: the client takes nothing of an answer"),
+                () = stalled.stalled(timeout) => {
+                    tracing::info!(client = %peer, "reset: the client takes nothing of an answer");
+                }
             }
         }));
     }

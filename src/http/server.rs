@@ -183,7 +183,7 @@ async fn serve_on(
 ) {
     let (phase, requests) = (Phase::default(), Requests::default());
     let stream = Watched::new(stream, peer, phase.clone(), options.header_timeout, options.idle_timeout);
-    let (builder, idle) = (builder(&options), requests.clone());
+    let (builder, idle) = (builder(&options, peer), requests.clone());
     let (idle_timeout, end_timeout) = (options.idle_timeout, options.header_timeout);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let work = Work::begin(&request, &phase, &requests);
@@ -227,8 +227,8 @@ async fn serve_on(
 }
 
 /// How hyper treats a connection.
-fn builder(options: &ServerOptions) -> Builder<Tasks> {
-    let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout });
+fn builder(options: &ServerOptions, peer: SocketAddr) -> Builder<Tasks> {
+    let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout, peer });
     // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
     // What a feed may have on its way to a client that reads slowly.
