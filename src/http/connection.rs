@@ -15,6 +15,7 @@ use std::{
 
 use axum::http::StatusCode;
 use bytes::{Buf as _, Bytes};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -97,6 +98,7 @@ pub struct Watched {
     phase: Phase,
     head_timeout: Duration,
     stall_timeout: Duration,
+    stalled: Counter,
     /// When the head that has begun must have ended, where `reading` has not been set to it yet.
     head_until: Option<Instant>,
     reading: Pin<Box<Sleep>>,
@@ -110,14 +112,21 @@ pub struct Watched {
 
 impl Watched {
     /// Gives a head `head_timeout` from its first byte (the first of a connection: from now), and a client that takes
-    /// no byte of its answer `stall_timeout`.
-    pub fn new(stream: TcpStream, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
+    /// no byte of its answer `stall_timeout`; such clients are counted.
+    pub fn new(
+        stream: TcpStream,
+        phase: Phase,
+        head_timeout: Duration,
+        stall_timeout: Duration,
+        stalled: Counter,
+    ) -> Self {
         let reading = Box::pin(tokio::time::sleep(head_timeout));
         Self {
             stream,
             phase,
             head_timeout,
             stall_timeout,
+            stalled,
             head_until: None,
             reading,
             writing: None,
@@ -178,6 +187,7 @@ impl Watched {
         }
         let timer = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_timeout)));
         ready!(timer.as_mut().poll(context));
+        self.stalled.inc();
         tracing::info!(client = ?self.stream.peer_addr().ok(), "closed: the client takes nothing of its answer");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }

@@ -18,7 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -35,7 +35,7 @@ use super::{
     caller::Caller,
     connection::{Busy, Phase, Watched},
     head::TwoLengths,
-    metrics::Held,
+    metrics::{Held, Metrics},
     service::{Answers, admin_service, service},
 };
 
@@ -82,8 +82,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let closing = app.closing.clone();
     let _watching = app.access.clone().map(|access| AbortOnDropHandle::new(tokio::spawn(access.watch())));
     let connections = TaskTracker::new();
-    let open = app.metrics.connections.clone();
-    let accept = accept_all(&listener, service(app), &options, &closing, &connections, &open);
+    let metrics = Arc::clone(&app.metrics);
+    let accept = accept_all(&listener, service(app), &options, &closing, &connections, &metrics);
     let told = async {
         shutdown.cancelled().await;
         tokio::time::sleep(options.drain_delay).await;
@@ -104,8 +104,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
 
 /// Serves what operators alone may reach, until it is dropped.
 pub async fn serve_admin(listener: TcpListener, app: App, options: ServerOptions) {
-    let open = app.metrics.connections.clone();
-    accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &open).await;
+    let metrics = Arc::clone(&app.metrics);
+    accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &metrics).await;
 }
 
 /// Accepts connections and serves each in a task of its own; never ends.
@@ -115,14 +115,15 @@ async fn accept_all(
     options: &ServerOptions,
     closing: &CancellationToken,
     connections: &TaskTracker,
-    open: &Gauge,
+    metrics: &Metrics,
 ) {
     let free = Arc::new(Semaphore::new(options.connections_max));
     loop {
         let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, peer) = accept(listener).await;
-        let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone());
-        let held = (permit, Held::of(open));
+        let stalled = metrics.stalled.clone();
+        let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone(), stalled);
+        let held = (permit, Held::of(&metrics.connections));
         connections.spawn(async move {
             connection.await;
             drop(held);
@@ -137,9 +138,10 @@ async fn connection(
     service: impl Answers<Incoming>,
     options: ServerOptions,
     closing: CancellationToken,
+    stalled: Counter,
 ) {
     let phase = Phase::default();
-    let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout);
+    let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout, stalled);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let (busy, service) = (phase.busy(), service.clone());
         if busy.has_two_lengths() {
