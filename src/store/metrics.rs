@@ -108,7 +108,7 @@ impl StoreMetrics {
         );
         registry.register(
             "deliveries_exhausted",
-            "Events that groups parked, for the last of their deliveries was not acked",
+            "Events that groups parked, for the last of their deliveries was not acked: its lease ran out, or a retry was asked for",
             self.exhausted.clone(),
         );
     }
@@ -134,8 +134,8 @@ impl StoreMetrics {
         self.reconnects.inc();
     }
 
-    pub(super) fn exhausted(&self) {
-        self.exhausted.inc();
+    pub(super) fn exhausted(&self, events: usize) {
+        self.exhausted.inc_by(events as u64);
     }
 }
 

@@ -163,20 +163,26 @@ async fn what_is_open_is_shown_and_gone_again() {
 test_app! {
     async fn what_groups_park_by_themselves_is_counted(app) {
         app.append("order-1", ONE).await.expect(201);
-        put_group(&app, "mailer", r#"{"max_deliveries":1}"#).await;
+        app.append("order-1", TWO).await.expect(201);
+        put_group(&app, "mailer", r#"{"max_deliveries":1,"lease_ms":1000}"#).await;
         let lease = take(&app).await;
-        let body = format!(r#"{{"leases":["{lease}"],"action":"retry","delay_ms":0}}"#);
+        let body = format!(r#"{{"leases":["{lease}"],"action":"retry"}}"#);
         post(&app, "/groups/mailer/nack", &body).await.expect(200);
-        let left = app.get("/groups/mailer/next").await.expect(200).json();
-        assert_eq!(left["deliveries"], Value::Array(Vec::new()), "its only delivery is used up");
         let scrape = Scrape::of(&app).await;
         for (name, value) in [
             ("deliveries_exhausted_total", 1.0),
-            ("leases_settled_total{outcome=\"parked\"}", 0.0),
+            ("leases_settled_total{outcome=\"retried\"}", 1.0),
             ("group_parked_events{group=\"mailer\"}", 1.0),
         ] {
             assert!((scrape.get(name) - value).abs() < 0.5, "{name}: {} is not {value}", scrape.get(name));
         }
+        take(&app).await;
+        eventually("what nobody settles is parked too", async || {
+            let scrape = Scrape::of(&app).await;
+            let parked = scrape.get("group_parked_events{group=\"mailer\"}");
+            (parked - 2.0).abs() < 0.5 && (scrape.get("deliveries_exhausted_total") - 2.0).abs() < 0.5
+        })
+        .await;
     }
 }
 

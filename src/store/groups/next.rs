@@ -222,7 +222,7 @@ impl Store {
             let nack = if what == "gone" { Nack::SKIP } else { Nack::EXHAUSTED };
             self.nack_in(group, partition, &nack, &[lease]).await?;
             if what != "gone" {
-                self.metrics().exhausted();
+                self.metrics().exhausted(1);
             }
         }
         Ok(())
