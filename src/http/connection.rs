@@ -3,7 +3,7 @@
 //! And what hyper itself refuses gets a whole answer here.
 
 use std::{
-    io,
+    io, mem,
     net::SocketAddr,
     pin::Pin,
     sync::{
@@ -16,6 +16,7 @@ use std::{
 
 use axum::http::StatusCode;
 use bytes::{Buf as _, Bytes};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep},
@@ -98,10 +99,26 @@ impl Drop for Busy {
     }
 }
 
+/// Who is at the other end.
+#[derive(Clone)]
+pub struct Client {
+    /// Its address, or that of a gateway.
+    pub address: SocketAddr,
+    /// Counts those that take nothing of their answer.
+    pub stalled: Counter,
+}
+
+impl Client {
+    /// It takes nothing of its answer.
+    pub fn stalls(&self) {
+        self.stalled.inc();
+    }
+}
+
 /// A connection that ends where its client takes too long.
 pub struct Watched<S> {
     stream: S,
-    peer: SocketAddr,
+    client: Client,
     phase: Phase,
     head_timeout: Duration,
     stall_timeout: Duration,
@@ -114,16 +131,18 @@ pub struct Watched<S> {
     /// What is left to send of the answer that takes the place of hyper's.
     refusal: Option<Bytes>,
     lingering: bool,
+    /// Whether the client has taken nothing for too long.
+    stalls: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Gives a head `head_timeout` from its first byte (the first of a connection: from now), and a client that takes
     /// no byte of its answer `stall_timeout`.
-    pub fn new(stream: S, peer: SocketAddr, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
+    pub fn new(stream: S, client: Client, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
         let reading = Box::pin(tokio::time::sleep(head_timeout));
         Self {
             stream,
-            peer,
+            client,
             phase,
             head_timeout,
             stall_timeout,
@@ -133,6 +152,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
             lengths: LengthFields::default(),
             refusal: None,
             lingering: false,
+            stalls: false,
         }
     }
 
@@ -187,7 +207,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
         }
         let timer = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_timeout)));
         ready!(timer.as_mut().poll(context));
-        tracing::info!(client = %self.peer, "closed: the client takes nothing of its answer");
+        // Flushing and closing come to the same end.
+        if !mem::replace(&mut self.stalls, true) {
+            self.client.stalls();
+            tracing::info!(client = %self.client.address, "closed: the client takes nothing of its answer");
+        }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }

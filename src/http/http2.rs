@@ -2,7 +2,6 @@
 //! and one that has nothing more to ask.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex},
     task::Poll,
     time::Duration,
@@ -14,6 +13,8 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep},
 };
+
+use super::connection::Client;
 
 /// Most bytes of an answer that are handed on at once: h2 keeps whatever it is handed until the client makes room.
 const PIECE_MAX: usize = 16 * 1024;
@@ -29,12 +30,12 @@ pub struct Tasks {
     /// How long a client may take nothing. It is noticed after twice as long at the latest.
     pub stall_timeout: Duration,
     /// Who it is.
-    pub peer: SocketAddr,
+    pub client: Client,
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
     fn execute(&self, request: F) {
-        let (taken, timeout, peer) = (Taken::default(), self.stall_timeout, self.peer);
+        let (taken, timeout, client) = (Taken::default(), self.stall_timeout, self.client.clone());
         let stalled = taken.clone();
         tokio::spawn(TAKEN.scope(taken, async move {
             tokio::select! {
@@ -42,7 +43,8 @@ impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Tasks {
                 () = request => {}
                 // A request that is dropped in the middle of its answer is reset.
                 () = stalled.stalled(timeout) => {
-                    tracing::info!(client = %peer, "reset: the client takes nothing of an answer");
+                    client.stalls();
+                    tracing::info!(client = %client.address, "reset: the client takes nothing of an answer");
                 }
             }
         }));

@@ -23,7 +23,6 @@ use hyper_util::{
 };
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
-use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -39,10 +38,10 @@ use tracing::{debug, info, warn};
 use super::{
     App,
     caller::Caller,
-    connection::{Busy, Phase, Watched},
+    connection::{Busy, Client, Phase, Watched},
     head::TwoLengths,
     http2::{Pieces, Requests, Shared, Tasks},
-    metrics::Held,
+    metrics::{Held, Metrics},
     service::{Answers, admin_service, service},
     tls::Tls,
 };
@@ -103,8 +102,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let _watching = app.access.clone().map(|access| AbortOnDropHandle::new(tokio::spawn(access.watch())));
     let _watching_too = options.tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.watch())));
     let connections = TaskTracker::new();
-    let open = app.metrics.connections.clone();
-    let accept = accept_all(&listener, service(app), &options, &closing, &connections, &open);
+    let metrics = Arc::clone(&app.metrics);
+    let accept = accept_all(&listener, service(app), &options, &closing, &connections, &metrics);
     let told = async {
         shutdown.cancelled().await;
         tokio::time::sleep(options.drain_delay).await;
@@ -125,9 +124,8 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
 
 /// Serves what operators alone may reach, without TLS, until it is dropped.
 pub async fn serve_admin(listener: TcpListener, app: App, options: ServerOptions) {
-    let open = app.metrics.connections.clone();
-    let options = ServerOptions { tls: None, ..options };
-    accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &open).await;
+    let (metrics, options) = (Arc::clone(&app.metrics), ServerOptions { tls: None, ..options });
+    accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &metrics).await;
 }
 
 /// Accepts connections and serves each in a task of its own; never ends.
@@ -137,14 +135,15 @@ async fn accept_all(
     options: &ServerOptions,
     closing: &CancellationToken,
     connections: &TaskTracker,
-    open: &Gauge,
+    metrics: &Metrics,
 ) {
     let free = Arc::new(Semaphore::new(options.connections_max));
     loop {
         let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
         let (stream, peer) = accept(listener).await;
-        let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone());
-        let held = (permit, Held::of(open));
+        let client = Client { address: peer, stalled: metrics.stalled.clone() };
+        let connection = connection(stream, client, service.clone(), options.clone(), closing.clone());
+        let held = (permit, Held::of(&metrics.connections));
         connections.spawn(async move {
             connection.await;
             drop(held);
@@ -155,35 +154,36 @@ async fn accept_all(
 /// Serves one connection to its end.
 async fn connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    client: Client,
     service: impl Answers<Incoming> + 'static,
     options: ServerOptions,
     closing: CancellationToken,
 ) {
-    let Some(tls) = options.tls.clone() else { return serve_on(stream, peer, service, options, closing).await };
+    let Some(tls) = options.tls.clone() else { return serve_on(stream, client, service, options, closing).await };
     let accepted = tokio::select! {
         accepted = tokio::time::timeout(options.header_timeout, tls.accept(stream)) => accepted,
         () = closing.cancelled() => return,
     };
     match accepted {
         // In a box: what TLS needs is large, and connections without it are not to have room for it.
-        Ok(Ok(stream)) => Box::pin(serve_on(stream, peer, service, options, closing)).await,
-        Ok(Err(error)) => debug!(client = %peer, %error, "no TLS"),
-        Err(_) => debug!(client = %peer, "no TLS in time"),
+        Ok(Ok(stream)) => Box::pin(serve_on(stream, client, service, options, closing)).await,
+        Ok(Err(error)) => debug!(client = %client.address, %error, "no TLS"),
+        Err(_) => debug!(client = %client.address, "no TLS in time"),
     }
 }
 
 /// Serves HTTP on a stream to its end.
 async fn serve_on(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    peer: SocketAddr,
+    client: Client,
     service: impl Answers<Incoming> + 'static,
     options: ServerOptions,
     closing: CancellationToken,
 ) {
     let (phase, requests) = (Phase::default(), Requests::default());
-    let stream = Watched::new(stream, peer, phase.clone(), options.header_timeout, options.idle_timeout);
-    let (builder, idle) = (builder(&options, peer), requests.clone());
+    let peer = client.address;
+    let (builder, idle) = (builder(&options, client.clone()), requests.clone());
+    let stream = Watched::new(stream, client, phase.clone(), options.header_timeout, options.idle_timeout);
     let (idle_timeout, end_timeout) = (options.idle_timeout, options.header_timeout);
     let service = service_fn(move |mut request: Request<Incoming>| {
         let work = Work::begin(&request, &phase, &requests);
@@ -227,8 +227,8 @@ async fn serve_on(
 }
 
 /// How hyper treats a connection.
-fn builder(options: &ServerOptions, peer: SocketAddr) -> Builder<Tasks> {
-    let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout, peer });
+fn builder(options: &ServerOptions, client: Client) -> Builder<Tasks> {
+    let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout, client });
     // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
     // What a feed may have on its way to a client that reads slowly.

@@ -170,6 +170,12 @@ impl LeaseToken {
         URL_SAFE_NO_PAD.encode(format!("{}.{generation}.{position}.{text}", partition.get()))
     }
 
+    /// How many times its event had been handed out with this lease; `None` where the text is none of a lease.
+    #[must_use]
+    pub fn delivery_count(&self) -> Option<u64> {
+        self.text.split(':').nth(1)?.parse().ok()
+    }
+
     /// The stream of its event.
     #[must_use]
     pub fn stream(&self) -> Option<StreamId> {

@@ -87,10 +87,10 @@ impl Connections {
         &self.0.metrics
     }
 
-    /// How many exclusive connections are in use, and idle.
-    pub(super) fn pool(&self) -> (usize, usize) {
+    /// How many exclusive connections are in use, and idle, and how many callers wait for one.
+    pub(super) fn pool(&self) -> (usize, usize, usize) {
         let status = self.0.pool.status();
-        (status.size.saturating_sub(status.available), status.available)
+        (status.size.saturating_sub(status.available), status.available, status.waiting)
     }
 
     /// A new connection for a task that keeps it.

@@ -65,6 +65,8 @@ pub struct StoreMetrics {
     failures: Family<Operation, Counter>,
     pipelines: Histogram,
     failovers: Counter,
+    reconnects: Counter,
+    exhausted: Counter,
 }
 
 impl Default for StoreMetrics {
@@ -74,6 +76,8 @@ impl Default for StoreMetrics {
             failures: Family::default(),
             pipelines: Histogram::new(COUNTS),
             failovers: Counter::default(),
+            reconnects: Counter::default(),
+            exhausted: Counter::default(),
         }
     }
 }
@@ -97,6 +101,16 @@ impl StoreMetrics {
             "How often Redis' replication id was another one than before: a failover, or a restart without its data",
             self.failovers.clone(),
         );
+        registry.register(
+            "redis_reconnects",
+            "Connections of writers and of readers of the log that were opened again after they had failed",
+            self.reconnects.clone(),
+        );
+        registry.register(
+            "deliveries_exhausted",
+            "Events that groups parked, for the last of their deliveries was not acked: its lease ran out, or a retry was asked for",
+            self.exhausted.clone(),
+        );
     }
 
     pub(super) fn round_trip(&self, operation: &'static str, took: Duration, replied: bool) {
@@ -114,6 +128,14 @@ impl StoreMetrics {
 
     pub(super) fn failover(&self) {
         self.failovers.inc();
+    }
+
+    pub(super) fn reconnect(&self) {
+        self.reconnects.inc();
+    }
+
+    pub(super) fn exhausted(&self, events: usize) {
+        self.exhausted.inc_by(events as u64);
     }
 }
 

@@ -192,8 +192,8 @@ impl Store {
     /// How much waits and is in use right now.
     #[must_use]
     pub fn load(&self) -> Load {
-        let (pool_in_use, pool_idle) = self.0.connections.pool();
-        Load { queued: self.0.writers.queued(), pool_in_use, pool_idle }
+        let (pool_in_use, pool_idle, pool_waiting) = self.0.connections.pool();
+        Load { queued: self.0.writers.queued(), pool_in_use, pool_idle, pool_waiting }
     }
 
     /// What an acknowledged append survives, as last seen.
@@ -212,6 +212,8 @@ pub struct Load {
     pub pool_in_use: usize,
     /// Exclusive connections that are idle.
     pub pool_idle: usize,
+    /// Callers that wait for an exclusive connection.
+    pub pool_waiting: usize,
 }
 
 /// Looks at Redis again and again, so that what appends tell of their durability stays true when Redis' settings change.

@@ -219,6 +219,9 @@ impl Reader {
         let unavailable = |error: redis::RedisError| Error::Unavailable(error.to_string());
         let patience = Duration::from_millis(2 * BLOCK_MS as u64);
         let mut connection = self.connections.open_blocking(patience).await.map_err(unavailable)?;
+        if *pause > PAUSE {
+            self.connections.metrics().reconnect();
+        }
         let [log, wake] = &self.keys;
         let store = self.store()?;
         let woken = store.last_id(wake).await?;

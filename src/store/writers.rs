@@ -6,6 +6,7 @@
 //! end of a pipeline would speak of exactly these writes.
 
 use std::{
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -81,7 +82,13 @@ impl Writers {
     pub(super) fn start(connections: &Connections, count: usize, queued_max: usize) -> Self {
         let (queue, calls) = async_channel::bounded(queued_max);
         for number in 0..count {
-            let writer = Writer { number, calls: calls.clone(), connections: connections.clone(), connection: None };
+            let writer = Writer {
+                number,
+                calls: calls.clone(),
+                connections: connections.clone(),
+                connection: None,
+                failed: false,
+            };
             tokio::spawn(writer.run());
         }
         Self { queue }
@@ -117,6 +124,8 @@ struct Writer {
     calls: Receiver<Call>,
     connections: Connections,
     connection: Option<MultiplexedConnection>,
+    /// Whether it had a connection that failed.
+    failed: bool,
 }
 
 impl Writer {
@@ -157,6 +166,9 @@ impl Writer {
             match tokio::time::timeout(left, self.connections.open()).await {
                 Ok(Ok(connection)) => {
                     info!(writer = self.number, "connected to Redis");
+                    if mem::take(&mut self.failed) {
+                        self.connections.metrics().reconnect();
+                    }
                     self.connection = Some(connection);
                 }
                 Ok(Err(error)) if left > pause => {
@@ -189,6 +201,7 @@ impl Writer {
                 self.connection = Some(connection);
             }
             failed => {
+                self.failed = true;
                 warn!(writer = self.number, calls = waiting.len(), error = ?failed.map(Result::err), "no reply from Redis");
                 for reply in waiting {
                     let _ = reply.send(Err(NoReply::Lost));

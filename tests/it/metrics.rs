@@ -119,6 +119,10 @@ test_app! {
             ("leases_settled_total{outcome=\"lost\"}", 1.0),
             ("redis_failures_total{operation=\"es_append\"}", 0.0),
             ("redis_round_trip_duration_seconds_count{operation=\"es_append\"}", 4.0),
+            ("redis_reconnects_total", 0.0),
+            ("redis_pool_waiting", 0.0),
+            ("deliveries_exhausted_total", 0.0),
+            ("http_clients_stalled_total", 0.0),
             ("redis_up", 1.0),
             ("durability_fsync", 1.0),
             ("failovers_total", 0.0),
@@ -154,6 +158,70 @@ async fn what_is_open_is_shown_and_gone_again() {
     poll.abort();
     waiting(0.0, 0.0).await;
     assert!((Scrape::of(&app).await.get("http_clients_gone_total") - 1.0).abs() < 0.5, "the poll's client left");
+}
+
+test_app! {
+    async fn what_groups_park_by_themselves_is_counted(app) {
+        app.append("order-1", ONE).await.expect(201);
+        app.append("order-1", TWO).await.expect(201);
+        put_group(&app, "mailer", r#"{"max_deliveries":1,"lease_ms":1000}"#).await;
+        let lease = take(&app).await;
+        let body = format!(r#"{{"leases":["{lease}"],"action":"retry"}}"#);
+        post(&app, "/groups/mailer/nack", &body).await.expect(200);
+        let scrape = Scrape::of(&app).await;
+        for (name, value) in [
+            ("deliveries_exhausted_total", 1.0),
+            ("leases_settled_total{outcome=\"retried\"}", 1.0),
+            ("group_parked_events{group=\"mailer\"}", 1.0),
+        ] {
+            assert!((scrape.get(name) - value).abs() < 0.5, "{name}: {} is not {value}", scrape.get(name));
+        }
+        take(&app).await;
+        eventually("what nobody settles is parked too", async || {
+            let scrape = Scrape::of(&app).await;
+            let parked = scrape.get("group_parked_events{group=\"mailer\"}");
+            (parked - 2.0).abs() < 0.5 && (scrape.get("deliveries_exhausted_total") - 2.0).abs() < 0.5
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn followers_that_take_nothing_are_counted() {
+    let redis = TestRedis::start().await;
+    let app = TestApp::start_with(redis, 1, |config| config.server.idle_timeout = Duration::from_millis(500)).await;
+    let feed = app.request(Method::GET, "/events").header("accept", "text/event-stream").send().await.unwrap();
+    let open = Scrape::of(&app).await;
+    assert!((open.get("feeds_open") - 1.0).abs() < 0.5 && open.get("http_connections_open") > 1.5);
+    let large = format!(r#"{{"events":[{{"type":"large","data":"{}"}}]}}"#, "x".repeat(500_000));
+    eventually("it is closed", async || {
+        app.append("s-1", &large).await.expect(201);
+        Scrape::of(&app).await.get("http_clients_stalled_total") > 0.5
+    })
+    .await;
+    eventually("it is open no more", async || Scrape::of(&app).await.get("feeds_open").abs() < 0.5).await;
+    assert!((Scrape::of(&app).await.get("http_clients_stalled_total") - 1.0).abs() < 0.5, "once");
+    drop(feed);
+}
+
+/// While all connections of the pool wait for a Redis that is stopped, others wait for one of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_the_pool_is_shown() {
+    let app = TestApp::start(1).await;
+    app.redis.signal("STOP");
+    let mut probes = JoinSet::new();
+    for _ in 0..20 {
+        let probe = app.request(Method::GET, "/readyz").send();
+        probes.spawn(probe);
+    }
+    eventually("some wait", async || app.store.load().pool_waiting > 0).await;
+    let load = app.store.load();
+    assert!(load.pool_in_use > 0 && load.pool_idle == 0, "{load:?}");
+    app.redis.signal("CONT");
+    probes.join_all().await;
+    let scrape = Scrape::of(&app).await;
+    assert!(scrape.get("redis_pool_waiting").abs() < 0.5);
+    assert!(scrape.get("redis_pool_connections{state=\"idle\"}") > 0.5);
 }
 
 #[tokio::test]
@@ -214,8 +282,15 @@ async fn they_are_there_while_redis_is_not() {
     app.redis.signal("CONT");
     eventually("Redis is back", async || Scrape::of(&app).await.get("redis_up") > 0.5).await;
     assert!(Scrape::of(&app).await.get("failovers_total").abs() < 0.5, "it was the same one all the time");
+    app.append("order-1", ONE).await.expect(201);
+    let before = Scrape::of(&app).await.get("redis_reconnects_total");
     app.redis.signal("KILL");
     eventually("another one answers", async || Scrape::of(&app).await.get("failovers_total") > 0.5).await;
+    eventually("a writer has connected again", async || {
+        app.append("order-2", TWO).await;
+        Scrape::of(&app).await.get("redis_reconnects_total") > before
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -274,13 +349,25 @@ fn names(text: &str) -> Vec<&str> {
     words.filter(|word| word.starts_with("streamkeep_")).collect()
 }
 
+/// The routes and codes that a text asks for, as in `code="overloaded"`.
+fn labels(text: &str) -> Vec<String> {
+    let text = text.replace('\\', "");
+    let of = |label: &str| {
+        let begin = format!("{label}=\"");
+        let values = text.split(&begin).skip(1).map(|rest| rest.split('"').next().unwrap_or_default());
+        values.map(|value| format!("{begin}{value}\"")).collect::<Vec<_>>()
+    };
+    [of("code"), of("route")].concat()
+}
+
 #[tokio::test]
 async fn dashboard_alerts_and_documentation_speak_of_what_there_is() {
     let app = TestApp::start(1).await;
     app.append("order-1", ONE).await.expect(201);
     put_group(&app, "mailer", "{}").await;
     take(&app).await;
-    let metrics = Scrape::of(&app).await.metrics();
+    let scrape = Scrape::of(&app).await;
+    let metrics = scrape.metrics();
     let exists = |sample: &str| {
         metrics.iter().any(|(name, (kind, _))| {
             let suffixes: &[&str] = match kind.as_str() {
@@ -298,6 +385,10 @@ async fn dashboard_alerts_and_documentation_speak_of_what_there_is() {
         assert!(names.len() > 10, "{file}");
         for name in names {
             assert!(exists(name), "{file} speaks of {name}, which there is not");
+        }
+        // Of what begins at zero every value is there.
+        for label in labels(&text) {
+            assert!(scrape.0.contains(&label), "{file} asks for {label}, which there is not");
         }
     }
     let dashboard: Value =

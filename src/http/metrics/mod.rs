@@ -100,8 +100,11 @@ pub struct Metrics {
     pub feeds: Gauge,
     /// Connections that are open.
     pub connections: Gauge,
+    /// Answers that were ended because their client took nothing of them.
+    pub stalled: Counter,
     waiting: Gauge,
     pool: Family<InState, Gauge>,
+    pool_waiting: Gauge,
     queued: Gauge,
     redis_up: Gauge,
     durable: Gauge,
@@ -128,8 +131,10 @@ impl Metrics {
             settled: Family::default(),
             feeds: Gauge::default(),
             connections: Gauge::default(),
+            stalled: Counter::default(),
             waiting: Gauge::default(),
             pool: Family::default(),
+            pool_waiting: Gauge::default(),
             queued: Gauge::default(),
             redis_up: Gauge::default(),
             durable: Gauge::default(),
@@ -170,6 +175,11 @@ impl Metrics {
         to.register("http_requests_in_flight", "Requests whose answer has not begun", self.in_flight.clone());
         to.register("http_problems", "Answers that were problems, by code", self.problems.clone());
         to.register("http_clients_gone", "Requests whose client left before the answer began", self.gone.clone());
+        to.register(
+            "http_clients_stalled",
+            "Connections that were closed because the client took nothing of its answer, as slow followers do",
+            self.stalled.clone(),
+        );
         to.register("http_connections_open", "Connections that are open", self.connections.clone());
         to.register("appends", "Appends, by outcome: appended, or there already (duplicate)", self.appends.clone());
         to.register("events_appended", "Events that were appended", self.events.clone());
@@ -187,6 +197,7 @@ impl Metrics {
         to.register("redis_up", "Whether Redis answered when it was last looked at", self.redis_up.clone());
         to.register("durability_fsync", "Whether an acknowledged append is on disk", self.durable.clone());
         to.register("redis_pool_connections", "Exclusive connections to Redis, in use or idle", self.pool.clone());
+        to.register("redis_pool_waiting", "Callers that wait for an exclusive connection", self.pool_waiting.clone());
     }
 
     /// A request has come.
@@ -317,6 +328,7 @@ async fn scrape(app: &App) -> Response {
     metrics.waiting.set(number(used));
     let load = app.store.load();
     metrics.queued.set(number(load.queued));
+    metrics.pool_waiting.set(number(load.pool_waiting));
     for (state, count) in [("in_use", load.pool_in_use), ("idle", load.pool_idle)] {
         metrics.pool.get_or_create(&InState { state }).set(number(count));
     }

@@ -221,6 +221,9 @@ impl Store {
             let lease = LeaseToken { partition, generation: group.generation.clone(), position, text: text.to_owned() };
             let nack = if what == "gone" { Nack::SKIP } else { Nack::EXHAUSTED };
             self.nack_in(group, partition, &nack, &[lease]).await?;
+            if what != "gone" {
+                self.metrics().exhausted(1);
+            }
         }
         Ok(())
     }

@@ -67,7 +67,19 @@ impl Store {
         let nacks =
             |group: &Group, partition, leases: &[&LeaseToken]| self.nack_command(group, partition, nack, leases);
         let answers = self.settle(name, leases, nacks, words).await?;
+        if nack.action == "retry" {
+            self.count_exhausted(name, leases, &answers).await;
+        }
         Ok(answers.into_iter().map(|(settled, _)| settled).collect())
+    }
+
+    /// Counts the retries that were to be those of a last delivery: the function parks instead.
+    async fn count_exhausted(&self, name: &GroupName, leases: &[LeaseToken], answers: &[Answer]) {
+        let Ok(group) = self.cached_group(name).await else { return };
+        let last = |lease: &LeaseToken| lease.delivery_count() >= Some(group.settings.max_deliveries);
+        let parked =
+            leases.iter().zip(answers).filter(|(lease, (settled, _))| *settled == Settled::Done && last(lease));
+        self.metrics().exhausted(parked.count());
     }
 
     /// Lets leases end later: `lease_ms` from now, or as long as the group's leases last. With each that holds comes
