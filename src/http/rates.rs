@@ -30,8 +30,8 @@ pub const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// See [`POLICY`].
 pub const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
-/// Callers that have their whole quota again are forgotten this often. Everybody has within two seconds of the last
-/// request, so the table holds those that asked within the last three.
+/// Callers that had their whole quota again are forgotten this often. After a second everybody has, so those are kept
+/// that asked within the last two.
 const FORGET_EVERY: Duration = Duration::from_secs(1);
 
 /// A limit as it is written: `append=1000`.
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn callers_are_forgotten() {
-        let rate = "read=1000".parse().expect("a rate");
+        let rate = "read=1".parse().expect("a rate");
         let rates = Rates::new(&[rate]).expect("good").expect("one");
         let address = |number: u32| Who::Address(IpAddr::V4(number.into()));
         for number in 0..1000 {
