@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, cancel_on_signal};
 use crate::{
     config::{Migrate, Serve, Storage},
-    http::{self, Access, App, AppState, Limits, Rates, ServerOptions},
+    http::{self, Access, App, AppState, Limits, ServerOptions},
     redis_server::RedisServer,
     store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
     telemetry,
@@ -23,7 +23,6 @@ use crate::{
 pub async fn serve(settings: Serve) -> Result<(), Failure> {
     let traces = telemetry::start(settings.log_format, &settings.log, settings.otlp_endpoint.as_deref())?;
     let limits = settings.limits()?;
-    let rates = Rates::new(&settings.rate_limit)?;
     let access = settings.access.files(settings.listen)?.map(Access::open).transpose()?;
     let tls = settings.tls.open()?;
     raise_descriptor_limit();
@@ -36,7 +35,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
         None => None,
     };
     let started = tokio::select! {
-        started = start(&settings, (limits, rates), access, shutdown.clone()) => started?,
+        started = start(&settings, limits, access, shutdown.clone()) => started?,
         () = shutdown.cancelled() => {
             // Whatever the start is waiting for; our own Redis, should there be one yet, ends with this process.
             info!("stopped before the service was ready");
@@ -64,7 +63,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
 /// Starts Redis if it is ours, and opens the store.
 async fn start(
     settings: &Serve,
-    (limits, rates): (Limits, Option<Arc<Rates>>),
+    limits: Limits,
     access: Option<Arc<Access>>,
     shutdown: CancellationToken,
 ) -> Result<(Option<RedisServer>, App), Failure> {
@@ -84,7 +83,6 @@ async fn start(
         base_path: settings.base_path.clone(),
         cors_origins: settings.cors_origins.clone(),
         access,
-        rates,
         shutdown,
         metrics_here: settings.admin_listen.is_none(),
     });

@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use redis::ConnectionInfo;
 
 use crate::{
-    http::{AccessFiles, Limits, Rate, ServerOptions, parse_network},
+    http::{AccessFiles, Limits, ServerOptions, parse_network},
     model::Partitions,
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
@@ -114,11 +114,6 @@ pub struct Serve {
     /// Let pages of this origin use the service, as in https://app.example.com, or * for any; several with commas
     #[arg(long, env = "STREAMKEEP_CORS_ORIGINS", value_delimiter = ',', value_parser = parse_origin)]
     pub cors_origins: Vec<HeaderValue>,
-
-    /// Most requests a second of one caller, by the verb that they need, as in append=1000,read=5000; further ones are
-    /// answered 429. A caller is a credential, or an address where none are needed
-    #[arg(long, env = "STREAMKEEP_RATE_LIMIT", value_name = "VERB=NUMBER", value_delimiter = ',')]
-    pub rate_limit: Vec<Rate>,
 
     /// Believe gateways at these addresses, as in 10.0.0.7,10.1.0.0/16, when X-Forwarded-For or Forwarded tell who called
     #[arg(long, env = "STREAMKEEP_TRUSTED_PROXIES", value_delimiter = ',', value_parser = parse_network)]

@@ -12,8 +12,6 @@ use crate::model::Error;
 
 /// Where the pages stand that explain each type; the code follows.
 const TYPE_BASE: &str = "https://streamkeep.dev/problems/";
-/// The same of types that are registered for all of HTTP (draft-ietf-httpapi-ratelimit-headers-11 §6).
-const REGISTERED_BASE: &str = "https://iana.org/assignments/http-problem-types#";
 /// What `Retry-After` says, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -107,8 +105,6 @@ codes! {
     PreconditionRequired = PRECONDITION_REQUIRED "precondition-required" "A condition is required" final;
     /// Too many header fields, or over 16 KiB of them.
     HeadersTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE "headers-too-large" "The header fields are too large" final;
-    /// More requests than the caller may make.
-    QuotaExceeded = TOO_MANY_REQUESTS "quota-exceeded" "The caller makes more requests than it may" retryable;
     /// A fault of the service.
     Internal = INTERNAL_SERVER_ERROR "internal" "The service failed" final;
     /// What stands in Redis was not written by Streamkeep.
@@ -196,9 +192,8 @@ impl Problem {
     #[must_use]
     pub fn document(&self, request: Uuid) -> Vec<u8> {
         let (status, code, title, retryable) = self.code.facts();
-        let base = if self.code == Code::QuotaExceeded { REGISTERED_BASE } else { TYPE_BASE };
         let document = ProblemDocument {
-            r#type: format!("{base}{code}"),
+            r#type: format!("{TYPE_BASE}{code}"),
             title: title.to_owned(),
             status: status.as_u16(),
             detail: self.detail.clone(),

@@ -44,7 +44,6 @@ problems! {
     UnsupportedMediaType "Problem" "`unsupported-media-type`; `Accept-Post` lists what is read";
     Unprocessable "Problem" "`invalid-event`, `too-deep`, `event-id-reused`, `idempotency-key-reused`";
     PreconditionRequired "Problem" "`precondition-required`";
-    TooManyRequests "QuotaProblem" "`quota-exceeded`; where the service limits rates: nothing was done, `Retry-After` says when to try again";
     Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`: nothing was written; `Retry-After` says when to try again";
     NotReady "NotReadyProblem" "`not-ready`; `checks` says why";
     OutcomeUnknown "Problem" "`outcome-unknown`: repeat the request with the same ids or key";
@@ -74,10 +73,6 @@ fn problem(schema: &str, description: &str) -> Response {
     }
     if description.contains("Retry-After") || schema == "NotReadyProblem" {
         response = response.header("Retry-After", header("Seconds to wait"));
-    }
-    if schema == "QuotaProblem" {
-        response = response.header("RateLimit-Policy", header("The quota: requests (`q`) in seconds (`w`)"));
-        response = response.header("RateLimit", header("What is left of it (`r`), and for how many seconds (`t`)"));
     }
     response.build()
 }

@@ -22,15 +22,7 @@ use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    App,
-    accept::Form,
-    access::{Access, Grant},
-    addresses::Addresses,
-    admin_routes, cors,
-    metrics::Metrics,
-    problem::Problem,
-    rates::{Left, Rates},
-    request, routes,
+    App, accept::Form, access::Access, addresses::Addresses, admin_routes, cors, metrics::Metrics, request, routes,
 };
 
 /// Answers below this size are not worth compressing.
@@ -53,7 +45,6 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
     let guard = Guard {
         access: app.access.clone(),
-        rates: app.rates.clone(),
         addresses: Arc::new(Addresses::new(&base, &document)),
         metrics: Arc::clone(&app.metrics),
     };
@@ -69,7 +60,7 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
 pub fn admin_service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, document) = admin_routes().split_for_parts();
     let addresses = Arc::new(Addresses::new("", &document));
-    let guard = Guard { access: None, rates: None, addresses, metrics: Arc::clone(&app.metrics) };
+    let guard = Guard { access: None, addresses, metrics: Arc::clone(&app.metrics) };
     layered(routes.with_state(app), guard, None)
 }
 
@@ -137,44 +128,28 @@ async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) 
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-/// Who lets requests in, to what, and how many, and counts them.
+/// Who lets requests in, to what, and counts them.
 #[derive(Clone)]
 struct Guard {
     access: Option<Arc<Access>>,
-    rates: Option<Arc<Rates>>,
     addresses: Arc<Addresses>,
     metrics: Arc<Metrics>,
 }
 
-impl Guard {
-    /// That a request may be answered, and how many more its caller may make.
-    fn check<B>(&self, request: &Request<B>, grant: Option<&Grant>) -> Result<Option<Left>, Problem> {
-        if let Some(grant) = grant {
-            let uri = request.uri();
-            grant.check(request.method(), self.addresses.beneath(uri.path()), uri.query())?;
-        }
-        self.rates.as_ref().map_or(Ok(None), |rates| rates.take(request, grant, &self.addresses))
-    }
-}
-
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
 async fn guarded<B: RequestBody>(router: Router, guard: Guard, mut request: Request<B>) -> Response {
-    let grant = match guard.access.as_ref().map(|access| access.admit(&mut request, &guard.addresses)).transpose() {
-        Ok(grant) => grant.flatten(),
+    let Guard { access: Some(access), addresses, .. } = guard else { return answered(router, request).await };
+    let grant = match access.admit(&mut request, &addresses) {
+        Ok(Some(grant)) => grant,
+        Ok(None) => return answered(router, request).await,
         Err(problem) => return problem.into_response(),
     };
-    let mut response = match guard.check(&request, grant.as_deref()) {
-        Ok(None) => answered(router, request).await,
-        Ok(Some(left)) => {
-            let mut response = answered(router, request).await;
-            left.tell(response.headers_mut());
-            response
-        }
+    let uri = request.uri();
+    let mut response = match grant.check(request.method(), addresses.beneath(uri.path()), uri.query()) {
+        Ok(()) => answered(router, request).await,
         Err(problem) => problem.into_response(),
     };
-    if let Some(grant) = grant {
-        response.extensions_mut().insert(grant);
-    }
+    response.extensions_mut().insert(grant);
     response
 }
 
@@ -199,7 +174,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
         let metrics = Arc::new(Metrics::new(&StoreMetrics::default()));
-        let guard = Guard { access: None, rates: None, addresses: Arc::default(), metrics };
+        let guard = Guard { access: None, addresses: Arc::default(), metrics };
         let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), guard, None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});

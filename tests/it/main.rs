@@ -73,7 +73,6 @@ mod openapi;
 mod polls;
 mod program;
 mod proxy;
-mod rates;
 mod read;
 mod readme;
 mod record;
