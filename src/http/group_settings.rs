@@ -35,17 +35,17 @@ pub struct SettingsDocument {
     stream: Option<String>,
     /// Only events of streams in these categories; empty: all. Fixed.
     #[serde(default)]
-    #[schema(required = false, max_items = 100, example = json!(["order"]))]
+    #[schema(value_type = Vec<super::schemas::Category>, required = false, max_items = 100, example = json!(["order"]))]
     categories: Vec<String>,
     /// Only events of these types; empty: all. Fixed.
     #[serde(default)]
-    #[schema(required = false, max_items = 100)]
+    #[schema(value_type = Vec<super::schemas::EventType>, required = false, max_items = 100)]
     types: Vec<String>,
     /// Where the group begins: `"beginning"` (default), `"end"`, after a position (of the log, where the store has one
     /// partition; of the stream, where the group has one), after a cursor, or at a time (RFC 3339). Fixed; seek moves a
     /// group.
     #[serde(default = "beginning")]
-    #[schema(value_type = Value, required = false, example = json!("beginning"))]
+    #[schema(value_type = super::schemas::Start, required = false)]
     start: Value,
     /// In which order the group hands out (default `none`). Fixed.
     #[serde(default)]
@@ -61,7 +61,7 @@ pub struct SettingsDocument {
     max_deliveries: u64,
     /// Waits before retries, in ms: after the first delivery, the second and so on; the last one repeats. Empty: none.
     #[serde(default)]
-    #[schema(value_type = Vec<i64>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
+    #[schema(value_type = Vec<super::schemas::Delay>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
     backoff_ms: Vec<u64>,
     /// Most events that are leased or wait for a retry, in each partition.
     #[serde(default = "ten_thousand")]

@@ -26,6 +26,7 @@ mod parked;
 mod problem;
 mod request;
 mod responses;
+mod schemas;
 mod server;
 mod service;
 mod settle;
@@ -199,9 +200,10 @@ pub enum Include {
     Events,
 }
 
-/// Values of `direction`.
+/// Which way to read: versions rise or fall.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = Direction)]
 pub enum DirectionName {
     /// Versions rise.
     Forward,

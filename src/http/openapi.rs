@@ -53,8 +53,10 @@ pub fn complete(document: &mut Document) {
             let Some(operation) = operation else { continue };
             for parameter in operation.parameters.iter_mut().flatten() {
                 let RefOr::T(parameter) = parameter else { continue };
-                if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
-                    without_null(&mut schema.schema_type);
+                match &mut parameter.schema {
+                    Some(RefOr::T(Schema::Object(schema))) => without_null(&mut schema.schema_type),
+                    Some(RefOr::T(Schema::OneOf(one_of))) => parameter.schema = one_of.items.pop(),
+                    _ => {}
                 }
             }
             secure(operation, &method, path);
@@ -101,7 +103,7 @@ fn without_null(kind: &mut SchemaType) {
         (name = "groups", description = "Consumer groups: every event to one of many workers, at least once"),
         (name = "operations", description = "Probes for orchestrators and gateways"),
     ),
-    components(schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument)),
+    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument)),
 )]
 struct Base;
 

@@ -78,7 +78,7 @@ pub struct ParkedDocument {
 /// Which parked events are meant: one of these members; none: all.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = WhichParked)]
+#[schema(as = WhichParked, max_properties = 1)]
 pub struct WhichRequest {
     /// The first so many.
     #[serde(default, deserialize_with = "present")]
@@ -192,7 +192,7 @@ pub async fn replay_parked(
     delete, path = "/groups/{group}/parked", operation_id = "dropParked", tag = "groups",
     params(
         ("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
-        ("count" = inline(Option<i64>), Query, description = "The first so many", minimum = 1),
+        ("count" = inline(Option<i64>), Query, description = "The first so many", minimum = 1, maximum = 9_007_199_254_740_991_i64),
         ("stream" = inline(Option<String>), Query, description = "Those of this stream", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("ids" = inline(Option<String>), Query, description = "These: ids of parked events, or leases that they were handed out with, with commas between them", min_length = 1),
     ),

@@ -44,7 +44,7 @@ pub fn router() -> OpenApiRouter<App> {
 #[schema(as = Ack)]
 pub struct AckRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ pub struct AckRequest {
 #[schema(as = Nack)]
 pub struct NackRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// What is to become of the events.
     action: NackAction,
@@ -86,7 +86,7 @@ pub enum NackAction {
 #[schema(as = Extend)]
 pub struct ExtendRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// How long from now on; absent: the group's `lease_ms`.
     #[serde(default, deserialize_with = "present")]
@@ -230,7 +230,7 @@ pub async fn nack(
 
 /// Let leases end later
 #[utoipa::path(
-    post, path = "/groups/{group}/extend", operation_id = "extend", tag = "groups",
+    post, path = "/groups/{group}/extend", operation_id = "extendLeases", tag = "groups",
     params(("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$")),
     request_body(content = ExtendRequest, description = "The leases"),
     responses(
