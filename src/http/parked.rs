@@ -22,7 +22,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, present, rfc3339},
+    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, Whole, present, rfc3339},
     store::{Parked, Which},
 };
 
@@ -83,7 +83,7 @@ pub struct WhichRequest {
     /// The first so many.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 1)]
-    count: Option<u64>,
+    count: Option<Whole>,
     /// Those of this stream.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$")]
@@ -211,7 +211,7 @@ pub async fn drop_parked(
 ) -> Result<Response, Problem> {
     let query = Query::parse(&query, &["count", "stream", "ids"])?;
     accepts_json(&headers)?;
-    let number = |text: &str| Version::parse(text).map(Version::get);
+    let number = |text: &str| Version::parse(text).map(|number| Whole(number.get()));
     let request = WhichRequest {
         count: query.parsed("count", "a whole number from 1 to 2^53-1", number)?,
         stream: query.get("stream").map(ToOwned::to_owned),
@@ -228,7 +228,7 @@ fn which(request: WhichRequest, partitions: Partitions) -> Result<Which, (&'stat
     match request {
         WhichRequest { count: None, stream: None, ids: None } => Ok(Which::All),
         WhichRequest { count: Some(count), stream: None, ids: None } => {
-            let count = usize::try_from(count).ok().filter(|count| *count > 0);
+            let count = usize::try_from(count.0).ok().filter(|count| *count > 0);
             count.map(Which::First).ok_or(("count", "is a whole number of at least 1"))
         }
         WhichRequest { count: None, stream: Some(stream), ids: None } => {

@@ -28,7 +28,10 @@ impl PartialSchema for Start {
         let text = "`beginning`, `end`, a cursor, or a time (RFC 3339)";
         let text = ObjectBuilder::new().schema_type(Type::String).description(Some(text)).min_length(Some(1));
         let number = ObjectBuilder::new().schema_type(Type::Integer).description(Some("Behind this position"));
-        let number = number.format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64))).minimum(Some(0));
+        let number = number
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Int64)))
+            .minimum(Some(0))
+            .maximum(Some(9_007_199_254_740_991_i64));
         OneOfBuilder::new().item(text).item(number).description(Some("A place in a log, or in one stream.")).into()
     }
 }

@@ -24,7 +24,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partitions, Settled, present, rfc3339},
+    model::{LeaseToken, Partitions, Settled, Whole, present, rfc3339},
     store::Nack,
 };
 
@@ -61,7 +61,7 @@ pub struct NackRequest {
     /// With `retry`: how long to wait, instead of the group's `backoff_ms`.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 0, maximum = 604_800_000)]
-    delay_ms: Option<u64>,
+    delay_ms: Option<Whole>,
     /// Why, for those who look at parked events.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, max_length = 1000, example = "mail server does not answer")]
@@ -91,7 +91,7 @@ pub struct ExtendRequest {
     /// How long from now on; absent: the group's `lease_ms`.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000)]
-    lease_ms: Option<u64>,
+    lease_ms: Option<Whole>,
 }
 
 /// What became of an ack.
@@ -215,10 +215,10 @@ pub async fn nack(
         return Err(refuse("reason", &format!("has at most {REASON_MAX} characters")));
     }
     if let Some(delay) = request.delay_ms {
-        check_range(delay, &DELAY_MS).map_err(|why| refuse("delay_ms", &why))?;
+        check_range(delay.0, &DELAY_MS).map_err(|why| refuse("delay_ms", &why))?;
     }
     let nack = match request.action {
-        NackAction::Retry => Nack::retry(request.delay_ms, reason),
+        NackAction::Retry => Nack::retry(request.delay_ms.map(|delay| delay.0), reason),
         _ if request.delay_ms.is_some() => return Err(refuse("delay_ms", "goes with retry only")),
         NackAction::Park => Nack::park(reason),
         NackAction::Skip => Nack::skip(reason),
@@ -252,11 +252,11 @@ pub async fn extend(
 ) -> Result<Response, Problem> {
     let request: ExtendRequest = read(&app, &query, &headers, body, r#"{"leases","lease_ms"?}"#).await?;
     if let Some(lease) = request.lease_ms {
-        check_range(lease, &LEASE_MS).map_err(|why| refuse("lease_ms", &why))?;
+        check_range(lease.0, &LEASE_MS).map_err(|why| refuse("lease_ms", &why))?;
     }
     let (texts, leases) = tokens(request.leases, app.store.partitions())?;
     let (words, deadlines): (_, Vec<u64>) =
-        app.store.extend(&name, request.lease_ms, &leases).await?.into_iter().unzip();
+        app.store.extend(&name, request.lease_ms.map(|lease| lease.0), &leases).await?.into_iter().unzip();
     let Outcome { done, already, lost } = Outcome::of(texts, words)?;
     let extended = done.into_iter().map(|(at, lease)| ExtendedLease { lease, deadline: rfc3339(deadlines[at]) });
     Ok(([NO_STORE], Json(ExtendResult { extended: extended.collect(), already, lost })).into_response())

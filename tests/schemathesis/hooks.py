@@ -3,6 +3,7 @@
 Bad requests stay as they were made.
 """
 
+import itertools
 import os
 
 import requests
@@ -30,6 +31,7 @@ def made_by_the_service():
     return cursor, leases, parked
 
 
+KEYS = itertools.count()
 CURSOR, LEASES, PARKED = made_by_the_service()
 
 
@@ -42,15 +44,26 @@ def before_load_schema(context, schema):
 
 
 @schemathesis.hook
+def before_add_examples(context, examples):
+    """Those of the document, which `map_case` never sees; parameters without one are made up, against their patterns."""
+    for case in examples:
+        mend(case)
+
+
+@schemathesis.hook
 def map_case(context, case):
     if case.meta is not None and case.meta.generation.mode.is_positive:
-        mend(case.query or {}, case.headers, case.operation.path)
-        if isinstance(case.body, dict):
-            mend_body(case.body)
+        mend(case)
     return case
 
 
-def mend(query, headers, path):
+def mend(case):
+    mend_parameters(case.query, case.headers, case.operation.path)
+    if isinstance(case.body, dict):
+        mend_body(case.body)
+
+
+def mend_parameters(query, headers, path):
     if "wait" in query:
         # Waits are awaited elsewhere; here they would only take time.
         query["wait"] = 0
@@ -69,7 +82,7 @@ def mend(query, headers, path):
         query["partition"] = 0
     if "follow" in query:
         # Lines of JSON that end at the head; other feeds do not end.
-        query["follow"] = False
+        query["follow"] = "false"
         for key in ("wait", "direction", "to"):
             query.pop(key, None)
         headers["Accept"] = "application/x-ndjson"
@@ -78,11 +91,22 @@ def mend(query, headers, path):
             query["ids"] = ",".join(PARKED)
         for one in [key for key in ("count", "stream", "ids") if key in query][1:]:
             del query[one]
-    if "If-Match" in headers:
-        headers.pop("If-None-Match", None)
+    if "Last-Event-ID" in headers:
+        headers["Last-Event-ID"] = CURSOR if path == "/events" else "1-00000000"
+    if path.endswith("/events"):
+        # An append has one condition at most, and a key of its own.
+        for one in [key for key in ("If-Match", "If-None-Match") if key in headers][1:]:
+            del headers[one]
+        if "If-None-Match" in headers:
+            headers["If-None-Match"] = "*"
+        if "Idempotency-Key" in headers:
+            headers["Idempotency-Key"] = f'"{next(KEYS)}"'
 
 
 def mend_body(body):
+    for event in body.get("events", []):
+        if "id" in event:
+            event["id"] = f"{next(KEYS)} {event['id']}"[:128]
     if "leases" in body:
         body["leases"] = [LEASES[number % len(LEASES)] for number, _ in enumerate(body["leases"])]
     if body.get("action") in ("park", "skip"):
