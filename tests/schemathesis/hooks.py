@@ -54,6 +54,10 @@ def before_add_examples(context, examples):
 def map_case(context, case):
     if case.meta is not None and case.meta.generation.mode.is_positive:
         mend(case)
+    elif "Last-Event-ID" in case.headers:
+        # Only feeds read it.
+        case.headers["Accept"] = "application/x-ndjson"
+        case.query.pop("follow", None)
     return case
 
 
@@ -80,20 +84,23 @@ def mend_parameters(query, headers, path):
         query.pop("wait", None)
     if "partition" in query:
         query["partition"] = 0
-    if "follow" in query:
-        # Lines of JSON that end at the head; other feeds do not end.
-        query["follow"] = "false"
-        for key in ("wait", "direction", "to"):
-            query.pop(key, None)
-        headers["Accept"] = "application/x-ndjson"
     if "/parked" in path:
         if "ids" in query:
             query["ids"] = ",".join(PARKED)
         for one in [key for key in ("count", "stream", "ids") if key in query][1:]:
             del query[one]
+    for key in ("consumer", "stream"):
+        # Names, but for the two that mean something in paths.
+        if query.get(key) in (".", ".."):
+            query[key] = "dots"
     if "Last-Event-ID" in headers:
         headers["Last-Event-ID"] = CURSOR if path == "/events" else "1-00000000"
-    if path.endswith("/events"):
+    if "follow" in query or "Last-Event-ID" in headers:
+        # Lines of JSON that end at the head; other feeds do not end.
+        headers["Accept"] = "application/x-ndjson"
+        for key in ("follow", "wait", "direction", "to"):
+            query.pop(key, None)
+    if path.endswith("/{id}/events"):
         # An append has one condition at most, and a key of its own.
         for one in [key for key in ("If-Match", "If-None-Match") if key in headers][1:]:
             del headers[one]
