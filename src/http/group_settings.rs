@@ -51,21 +51,21 @@ pub struct SettingsDocument {
     #[serde(default)]
     #[schema(required = false)]
     ordering: Ordering,
-    /// How long a lease lasts, in ms.
+    /// How long a lease lasts, in ms (default 30,000).
     #[serde(default = "thirty_seconds")]
-    #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000, default = 30_000)]
+    #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000)]
     lease_ms: Whole,
-    /// Deliveries before an event is parked.
+    /// Deliveries before an event is parked (default 10).
     #[serde(default = "ten")]
-    #[schema(value_type = i64, required = false, minimum = 1, maximum = 1_000_000, default = 10)]
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 1_000_000)]
     max_deliveries: Whole,
     /// Waits before retries, in ms: after the first delivery, the second and so on; the last one repeats. Empty: none.
     #[serde(default)]
     #[schema(value_type = Vec<super::schemas::Delay>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
     backoff_ms: Vec<Whole>,
-    /// Most events that are leased or wait for a retry, in each partition.
+    /// Most events that are leased or wait for a retry, in each partition (default 10,000).
     #[serde(default = "ten_thousand")]
-    #[schema(value_type = i64, required = false, minimum = 1, maximum = 10_000, default = 10_000)]
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 10_000)]
     max_in_flight: Whole,
     /// What becomes of an event whose deliveries are used up (default `park`).
     #[serde(default)]

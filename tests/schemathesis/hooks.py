@@ -124,6 +124,8 @@ def mend_body(body):
         body.pop("categories", None)
     if "ordering" not in body or body["ordering"] == "none":
         body.pop("on_exhausted", None)
-    for key in ("start", "to"):
-        if isinstance(body.get(key), str):
-            body[key] = "beginning" if "stream" in body else CURSOR
+    # A group of one stream begins at a version, at no cursor.
+    if isinstance(body.get("start"), str):
+        body["start"] = "beginning" if "stream" in body else CURSOR
+    if isinstance(body.get("to"), str):
+        body["to"] = "beginning"
