@@ -126,7 +126,7 @@ pub struct AppendResult {
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("include" = inline(Option<super::Include>), Query, description = "`events`: a version conflict carries the events that the caller has missed, 100 at most"),
-        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\"", pattern = r#"^(\*|"(0|[1-9][0-9]{0,14})"(, ?"(0|[1-9][0-9]{0,14})")*)$"#),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
         ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
         ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters, in quotes or bare; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257, pattern = r#"^("[ !#-\[\]-~]+"|[!#-\[\]-~]([ !#-\[\]-~]*[!#-\[\]-~])?)$"#),
         ("traceparent" = inline(Option<String>), Header, description = "The trace that the events belong to (W3C Trace Context). Kept in the metadata of each, as `traceparent`, unless that has one already; what breaks the rules is ignored", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),

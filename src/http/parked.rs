@@ -82,7 +82,7 @@ pub struct ParkedDocument {
 pub struct WhichRequest {
     /// The first so many.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = i64, required = false, minimum = 1)]
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 9_007_199_254_740_991_i64)]
     count: Option<Whole>,
     /// Those of this stream.
     #[serde(default, deserialize_with = "present")]
@@ -228,8 +228,8 @@ fn which(request: WhichRequest, partitions: Partitions) -> Result<Which, (&'stat
     match request {
         WhichRequest { count: None, stream: None, ids: None } => Ok(Which::All),
         WhichRequest { count: Some(count), stream: None, ids: None } => {
-            let count = usize::try_from(count.0).ok().filter(|count| *count > 0);
-            count.map(Which::First).ok_or(("count", "is a whole number of at least 1"))
+            let count = Version::new(count.0).and_then(|count| usize::try_from(count.get()).ok());
+            count.filter(|count| *count > 0).map(Which::First).ok_or(("count", "is a whole number from 1 to 2^53-1"))
         }
         WhichRequest { count: None, stream: Some(stream), ids: None } => {
             StreamId::parse(&stream).map(Which::Stream).ok_or(("stream", "is a stream id"))

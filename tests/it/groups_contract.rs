@@ -60,6 +60,8 @@ test_app! {
             app.post("/groups/g/seek", &[], r#"{"to":1.0}"#).await.expect(200);
             assert_eq!(names(&group.next("").await), ["order-1@2"]);
         }
+        let many = r#"{"count":9007199254740992}"#;
+        app.post("/groups/g/parked/replay", &[], many).await.expect_problem(422, "invalid-group");
         for number in ["5.5", "-1", "-1.0", "1e300", "\"5\"", "null"] {
             let body = format!(r#"{{"max_deliveries":{number}}}"#);
             let problem = app.put("/groups/g", &body).await.expect_problem(400, "invalid-json").json();
