@@ -19,13 +19,18 @@ def send(method, path, body=None):
     return answer.json()
 
 
+def take(group, limit):
+    deliveries = send("GET", f"/groups/{group}/next?limit={limit}")["deliveries"]
+    return [delivery["lease"] for delivery in deliveries]
+
+
 def made_by_the_service():
     """A cursor, leases, and the id of a parked event; all are real, and some hold."""
     events = [{"type": "order-placed", "data": None}] * 20
     cursor = send("POST", "/streams/order-12345/events", {"events": events})["cursor"]
     send("PUT", "/groups/mailer", {})
-    deliveries = send("GET", "/groups/mailer/next?limit=10")["deliveries"]
-    leases = [delivery["lease"] for delivery in deliveries]
+    send("PUT", "/groups/workers", {})
+    leases = take("mailer", 10)
     send("POST", "/groups/mailer/nack", {"leases": leases[:3], "action": "park"})
     parked = [parked["id"] for parked in send("GET", "/groups/mailer/parked")["parked"]]
     return cursor, leases, parked
@@ -64,21 +69,24 @@ def map_case(context, case):
 
 
 def spare(case):
-    """The one group that is there stays there."""
-    if case.method == "DELETE" and case.path_parameters.get("group") == "mailer":
+    """The groups that are there stay there."""
+    deletes = case.method == "DELETE" and case.operation.path == "/groups/{group}"
+    if deletes and case.path_parameters["group"] in ("mailer", "workers"):
         case.path_parameters["group"] = "doomed"
 
 
 def mend(case):
-    mend_place(case.path_parameters, case.method)
+    mend_place(case.path_parameters, case.operation.path)
     mend_parameters(case.query, case.headers, case.operation.path)
     if isinstance(case.body, dict):
         mend_body(case.body)
 
 
-def mend_place(place, method):
+def mend_place(place, path):
     """Every other name is one that is there."""
-    if "group" in place and method != "DELETE" and len(place["group"]) % 2:
+    if path.endswith(("/ack", "/nack", "/extend")):
+        place["group"] = "workers"
+    elif "group" in place and path != "/groups/{group}" and len(place["group"]) % 2:
         place["group"] = "mailer"
     if "id" in place and len(place["id"]) % 2:
         place["id"] = "order-12345"
@@ -140,7 +148,9 @@ def mend_body(body):
         if "id" in event:
             event["id"] = f"{next(KEYS)} {event['id']}"[:128]
     if "leases" in body:
-        body["leases"] = [LEASES[number % len(LEASES)] for number, _ in enumerate(body["leases"])]
+        # The first holds, if there is an event left.
+        leases = take("workers", 1) + LEASES
+        body["leases"] = [leases[number % len(leases)] for number, _ in enumerate(body["leases"])]
     if body.get("action") in ("park", "skip"):
         body.pop("delay_ms", None)
     if "ids" in body:
