@@ -1,6 +1,6 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint unit fuzz bench openapi lint-openapi image clean
+.PHONY: help run test test-all lint lint-deploy unit fuzz bench openapi lint-openapi image clean
 
 CARGO ?= cargo
 ARGS ?=
@@ -15,11 +15,14 @@ run: ## Run the service with a Redis of its own; make run ARGS="--listen 127.0.0
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	$(CARGO) run --release --locked -- serve $(ARGS)
 
-test: lint unit ## Check everything: format, lints, all tests on a real Redis
+test: lint lint-deploy unit ## Check everything: format, lints, all tests on a real Redis
 
 lint: ## Format and lints; warnings are errors
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+lint-deploy: ## Check the files in deploy/, as far as the programs for that are there
+	scripts/lint-deploy.sh
 
 unit: ## The tests alone, also behind nginx, HAProxy and Caddy, which it installs where it can
 	@scripts/ensure-gateways.sh

@@ -31,6 +31,8 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Tail(settings) => cli::tail(settings).await,
         Command::Health(settings) => cli::health(settings).await,
         Command::Key { command } => cli::key(command),
+        Command::Completions(settings) => cli::completions(&settings),
+        Command::Man(settings) => cli::man(&settings),
         Command::Openapi => {
             let document = http::document().to_yaml()?;
             Ok(std::io::Write::write_all(&mut std::io::stdout(), document.as_bytes())?)

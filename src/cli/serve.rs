@@ -1,9 +1,9 @@
 //! `streamkeep serve` and `streamkeep migrate`
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use redis::ConnectionInfo;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
@@ -28,9 +28,11 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
     // Before Redis is started: an address that is taken is the commonest mistake.
-    let listener = TcpListener::bind(settings.listen)
-        .await
-        .map_err(|error| format!("cannot listen on {}: {error}", settings.listen))?;
+    let listener = listen(settings.listen).await?;
+    let admin = match settings.admin_listen {
+        Some(address) => Some(listen(address).await?),
+        None => None,
+    };
     let started = tokio::select! {
         started = start(&settings, limits, access, shutdown.clone()) => started?,
         () = shutdown.cancelled() => {
@@ -43,11 +45,18 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
     let access = if app.access.is_some() { "on" } else { "off" };
     info!(listen = %listener.local_addr()?, %durability, partitions, access, "ready");
+    let admin = admin.map(|admin| tokio::spawn(http::serve_admin(admin, app.clone(), settings.server_options())));
     http::serve(listener, app, settings.server_options()).await;
+    // The probes tell of the drain to its end.
+    admin.inspect(JoinHandle::abort);
     if let Some(traces) = traces {
         traces.end().await;
     }
     stop(server).await
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| format!("cannot listen on {address}: {error}").into())
 }
 
 /// Starts Redis if it is ours, and opens the store.
@@ -74,6 +83,7 @@ async fn start(
         cors_origins: settings.cors_origins.clone(),
         access,
         shutdown,
+        metrics_here: settings.admin_listen.is_none(),
     });
     Ok((server, app))
 }

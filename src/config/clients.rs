@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use clap_complete::Shell;
 
 use crate::{
     cli::TailFormat,
@@ -159,6 +160,20 @@ pub struct Health {
     /// Who asks
     #[command(flatten)]
     pub credentials: Credentials,
+}
+
+/// Settings of `completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell
+    pub shell: Shell,
+}
+
+/// Settings of `man`.
+#[derive(Args, Debug)]
+pub struct Man {
+    /// Folder to write them to, as in /usr/local/share/man/man1
+    pub folder: PathBuf,
 }
 
 fn parse_time(text: &str) -> Result<String, String> {

@@ -2,7 +2,7 @@
 
 mod clients;
 
-pub use clients::{Credentials, Export, Health, Import, KeyCommand, NewKey, Tail};
+pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Tail};
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -55,6 +55,10 @@ pub enum Command {
     },
     /// Print the OpenAPI document
     Openapi,
+    /// Print what a shell completes: streamkeep completions bash > /etc/bash_completion.d/streamkeep
+    Completions(Completions),
+    /// Write the manual's pages
+    Man(Man),
 }
 
 /// Settings of `serve`.
@@ -138,6 +142,10 @@ pub struct Serve {
     /// How long requests under way may take to end after that, in seconds
     #[arg(long, env = "STREAMKEEP_DRAIN_TIMEOUT_SECS", default_value_t = 8, value_parser = clap::value_parser!(u32).range(0..=3600))]
     pub drain_timeout_secs: u32,
+
+    /// Serve /metrics, /livez and /readyz at this address too, without credentials; /metrics then there alone
+    #[arg(long, env = "STREAMKEEP_ADMIN_LISTEN", value_name = "ADDRESS")]
+    pub admin_listen: Option<SocketAddr>,
 
     /// Form of log lines
     #[arg(long, env = "STREAMKEEP_LOG_FORMAT", value_enum, default_value_t)]

@@ -1,5 +1,7 @@
 //! What addresses there are: below which path, and by which template.
 
+use std::sync::Arc;
+
 use matchit::Router;
 use utoipa::openapi::OpenApi;
 
@@ -7,7 +9,7 @@ use utoipa::openapi::OpenApi;
 #[derive(Default)]
 pub struct Addresses {
     base: String,
-    templates: Router<String>,
+    templates: Router<Arc<str>>,
 }
 
 impl Addresses {
@@ -15,7 +17,7 @@ impl Addresses {
     pub fn new(base: &str, document: &OpenApi) -> Self {
         let mut templates = Router::new();
         for template in document.paths.paths.keys() {
-            templates.insert(template, template.clone()).expect("the router has taken them");
+            templates.insert(template, Arc::from(template.as_str())).expect("the router has taken them");
         }
         Self { base: base.to_owned(), templates }
     }
@@ -26,8 +28,8 @@ impl Addresses {
     }
 
     /// The template of an address, as in `/streams/{id}`: one of a few, whatever is asked for.
-    pub fn template(&self, path: &str) -> Option<&str> {
-        self.templates.at(self.beneath(path)).ok().map(|found| found.value.as_str())
+    pub fn template(&self, path: &str) -> Option<&Arc<str>> {
+        self.templates.at(self.beneath(path)).ok().map(|found| found.value)
     }
 }
 
@@ -38,10 +40,11 @@ mod tests {
     #[test]
     fn an_address_has_the_template_of_the_document() {
         let addresses = Addresses::new("/store", &crate::http::document());
-        assert_eq!(addresses.template("/store/streams/order-1"), Some("/streams/{id}"));
-        assert_eq!(addresses.template("/store/groups/g/parked/replay"), Some("/groups/{group}/parked/replay"));
+        let template = |path| addresses.template(path).map(|template| &**template);
+        assert_eq!(template("/store/streams/order-1"), Some("/streams/{id}"));
+        assert_eq!(template("/store/groups/g/parked/replay"), Some("/groups/{group}/parked/replay"));
         for nowhere in ["/streams/order-1", "/storestreams/order-1", "/store", "/store/", "/store/streams/a/b", ""] {
-            assert_eq!(addresses.template(nowhere), None, "{nowhere}");
+            assert_eq!(template(nowhere), None, "{nowhere}");
         }
     }
 }

@@ -173,7 +173,11 @@ pub async fn append_events(
     }
     let partition = app.store.partition(&stream);
     match app.store.append(partition, &stream, &condition, &retry, &events).await {
-        Ok(appended) => Ok(answer(&app, stream, partition, &events, appended)),
+        Ok(appended) => {
+            let bytes = events.iter().map(|event| event.data.get().len() + event.metadata.len()).sum();
+            app.metrics.appended(events.len(), bytes, appended.duplicate);
+            Ok(answer(&app, stream, partition, &events, appended))
+        }
         Err(Error::WrongVersion { current }) => {
             Err(conflict(&app, partition, &stream, &condition, current, include).await)
         }

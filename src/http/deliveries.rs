@@ -140,6 +140,7 @@ async fn hand_out(app: &App, name: &GroupName, query: &RawQuery, headers: &Heade
             body.push(b',');
         }
         write_delivery(&mut body, delivery);
+        app.metrics.delivered(delivery.delivery_count);
     }
     body.extend_from_slice(b"]}");
     Ok(([NO_STORE], json_response(body)).into_response())

@@ -18,6 +18,7 @@ use super::{
     App,
     accept::Form,
     extract::Query,
+    metrics::Held,
     problem::{Code, Problem},
 };
 use crate::{
@@ -173,6 +174,7 @@ struct Feed {
     wrote: Instant,
     chunk: Chunk,
     _permit: OwnedSemaphorePermit,
+    _open: Held,
 }
 
 /// What goes out next: one event as others are sent it too, or what was written for this client alone.
@@ -255,6 +257,7 @@ pub async fn feed(
         wrote: Instant::now(),
         chunk: Chunk { shared, own: Vec::new() },
         _permit: permit,
+        _open: Held::of(&app.metrics.feeds),
     };
     let chunks = stream::unfold(Box::new(feed), |mut feed| async move {
         let chunk = feed.next().await?;

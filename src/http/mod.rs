@@ -21,9 +21,11 @@ mod groups;
 mod head;
 mod json;
 mod log;
+mod metrics;
 mod openapi;
 mod parked;
 mod problem;
+mod reload;
 mod request;
 mod responses;
 mod schemas;
@@ -50,9 +52,10 @@ use utoipa_axum::router::OpenApiRouter;
 pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
-pub use server::{ServerOptions, serve};
+pub use server::{ServerOptions, serve, serve_admin};
 
 use extract::Query;
+use metrics::Metrics;
 
 use crate::{model::Version, store::Store};
 
@@ -107,6 +110,7 @@ pub struct App {
     waiting: Arc<Semaphore>,
     /// Told when what follows or waits is to end: after the shutdown is told, and gateways had time to notice.
     closing: CancellationToken,
+    metrics: Arc<Metrics>,
 }
 
 /// See [`App`].
@@ -129,6 +133,8 @@ pub struct AppState {
     pub access: Option<Arc<Access>>,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
+    /// Whether the metrics stand among the other addresses, not on one of their own.
+    pub metrics_here: bool,
 }
 
 impl App {
@@ -137,7 +143,8 @@ impl App {
     pub fn new(state: AppState) -> Self {
         let room = body::Room::new(state.limits.bodies_bytes);
         let waiting = Arc::new(Semaphore::new(state.limits.waiting));
-        Self { state: Arc::new(state), room, waiting, closing: CancellationToken::new() }
+        let metrics = Arc::new(Metrics::new(state.store.metrics()));
+        Self { state: Arc::new(state), room, waiting, closing: CancellationToken::new(), metrics }
     }
 
     /// Lets a request follow, for as long as it holds this.
@@ -220,11 +227,23 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
     let base = OpenApiRouter::with_openapi(openapi::base());
-    let parts =
-        [append::router(), streams::router(), stream_list::router(), log::router(), groups::router(), admin::router()];
+    let parts = [
+        append::router(),
+        streams::router(),
+        stream_list::router(),
+        log::router(),
+        groups::router(),
+        admin::router(),
+        metrics::router(),
+    ];
     let mut routes = parts.into_iter().fold(base, OpenApiRouter::merge);
     openapi::complete(routes.get_openapi_mut());
     routes
+}
+
+/// The routes of the address for operators.
+fn admin_routes() -> OpenApiRouter<App> {
+    admin::router().merge(metrics::admin_router())
 }
 
 /// The strong entity tag of a version.

@@ -17,6 +17,7 @@ use super::{
     caller::Caller,
     extract::{ACCEPT_POST, JSON},
     head::TwoLengths,
+    metrics::Metrics,
     problem::{Code, Problem},
 };
 use crate::telemetry::traces;
@@ -37,9 +38,10 @@ const HEADER_BYTES_MAX: usize = 16 * 1024;
 pub async fn envelope<B, N: Future<Output = Response>>(
     mut request: Request<B>,
     addresses: &Addresses,
+    metrics: &Metrics,
     next: impl FnOnce(Request<B>) -> N,
 ) -> Response {
-    let began = Instant::now();
+    let (began, under_way) = (Instant::now(), metrics.begin());
     let given = request.headers().get(REQUEST_ID).and_then(|id| id.to_str().ok()).filter(|id| is_request_id(id));
     let (id, uuid) = match given {
         Some(id) => {
@@ -52,17 +54,19 @@ pub async fn envelope<B, N: Future<Output = Response>>(
     };
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let caller = request.extensions().get::<Caller>().map(|caller| tracing::field::display(caller.0));
-    let span = traces::request(&method, &path, || addresses.template(&path), &id, request.headers_mut());
+    let template = addresses.template(&path);
+    let span = traces::request(&method, &path, template, &id, request.headers_mut());
     let mut response = match refusal(&request).or_else(|| content_coding(request.headers_mut()).err()) {
         Some(problem) => problem.closing().into_response(),
         None => next(request).instrument(span.clone()).await,
     };
     allow_options(&method, &mut response);
-    let mut response = with_document(response, uuid);
+    let (mut response, code) = with_document(response, uuid);
     without_wrong_length(&method, &mut response);
     vary(&method, response.headers_mut());
     response.headers_mut().insert(REQUEST_ID, request_id(&id));
     traces::answered(&span, response.status());
+    under_way.answered(&method, template, response.status(), code, began.elapsed());
     let status = response.status().as_u16();
     let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     if status >= 500 {
@@ -205,15 +209,15 @@ pub fn without_refused_identity<B>(mut request: Request<B>) -> Request<B> {
 }
 
 /// Gives a failed response its problem document: that of our handlers, or one for what the framework refused.
-fn with_document(mut response: Response, id: Uuid) -> Response {
+fn with_document(mut response: Response, id: Uuid) -> (Response, Option<Code>) {
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
         None => match of_framework(response.status()) {
             Some(problem) => problem,
-            None => return response,
+            None => return (response, None),
         },
     };
-    with_document_of(&problem, response, id).map(Body::from)
+    (with_document_of(&problem, response, id).map(Body::from), Some(problem.code()))
 }
 
 fn with_document_of(problem: &Problem, mut response: Response, id: Uuid) -> Response<Vec<u8>> {

@@ -18,6 +18,7 @@ use hyper::{
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::Semaphore,
@@ -34,7 +35,8 @@ use super::{
     caller::Caller,
     connection::{Busy, Phase, Watched},
     head::TwoLengths,
-    service::{Answers, service},
+    metrics::Held,
+    service::{Answers, admin_service, service},
 };
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
@@ -79,20 +81,9 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
     let closing = app.closing.clone();
     let _watching = app.access.clone().map(|access| AbortOnDropHandle::new(tokio::spawn(access.watch())));
-    let service = service(app);
-    let free = Arc::new(Semaphore::new(options.connections_max));
     let connections = TaskTracker::new();
-    let accept = async {
-        loop {
-            let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
-            let (stream, peer) = accept(&listener).await;
-            let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone());
-            connections.spawn(async move {
-                connection.await;
-                drop(permit);
-            });
-        }
-    };
+    let open = app.metrics.connections.clone();
+    let accept = accept_all(&listener, service(app), &options, &closing, &connections, &open);
     let told = async {
         shutdown.cancelled().await;
         tokio::time::sleep(options.drain_delay).await;
@@ -108,6 +99,34 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     connections.close();
     if tokio::time::timeout(options.drain_timeout, connections.wait()).await.is_err() {
         warn!(connections = connections.len(), "connections were still busy at the end of the drain");
+    }
+}
+
+/// Serves what operators alone may reach, until it is dropped.
+pub async fn serve_admin(listener: TcpListener, app: App, options: ServerOptions) {
+    let open = app.metrics.connections.clone();
+    accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &open).await;
+}
+
+/// Accepts connections and serves each in a task of its own; never ends.
+async fn accept_all(
+    listener: &TcpListener,
+    service: impl Answers<Incoming> + 'static,
+    options: &ServerOptions,
+    closing: &CancellationToken,
+    connections: &TaskTracker,
+    open: &Gauge,
+) {
+    let free = Arc::new(Semaphore::new(options.connections_max));
+    loop {
+        let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, peer) = accept(listener).await;
+        let connection = connection(stream, peer, service.clone(), options.clone(), closing.clone());
+        let held = (permit, Held::of(open));
+        connections.spawn(async move {
+            connection.await;
+            drop(held);
+        });
     }
 }
 

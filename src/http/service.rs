@@ -21,7 +21,9 @@ use tower_http::{
 use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::{App, accept::Form, access::Access, addresses::Addresses, cors, request, routes};
+use super::{
+    App, accept::Form, access::Access, addresses::Addresses, admin_routes, cors, metrics::Metrics, request, routes,
+};
 
 /// Answers below this size are not worth compressing.
 const COMPRESS_FROM: u64 = 1024;
@@ -41,13 +43,25 @@ impl<B, S> Answers<B> for S where
 pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, mut document) = routes().split_for_parts();
     let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
-    let guard = Guard { access: app.access.clone(), addresses: Arc::new(Addresses::new(&base, &document)) };
+    let guard = Guard {
+        access: app.access.clone(),
+        addresses: Arc::new(Addresses::new(&base, &document)),
+        metrics: Arc::clone(&app.metrics),
+    };
     let routes = routes.with_state(app);
     if base.is_empty() {
         return layered(routes.merge(docs(&base, document)), guard, origins);
     }
     document.servers = Some(vec![Server::new(&base)]);
     layered(Router::new().nest(&base, routes).merge(docs(&base, document)), guard, origins)
+}
+
+/// What operators alone may reach: the metrics, and the probes.
+pub fn admin_service<B: RequestBody>(app: App) -> impl Answers<B> {
+    let (routes, document) = admin_routes().split_for_parts();
+    let addresses = Arc::new(Addresses::new("", &document));
+    let guard = Guard { access: None, addresses, metrics: Arc::clone(&app.metrics) };
+    layered(routes.with_state(app), guard, None)
 }
 
 /// The page that shows the document. It asks nobody else: by default it would have a validator on the internet look at
@@ -66,7 +80,7 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
 fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>) -> impl Answers<B> {
-    let addresses = Arc::clone(&guard.addresses);
+    let (addresses, metrics) = (Arc::clone(&guard.addresses), Arc::clone(&guard.metrics));
     let guarded = service_fn(move |request: Request<B>| {
         let (router, guard) = (router.clone(), guard.clone());
         async move { Ok::<_, Infallible>(guarded(router, guard, request).await) }
@@ -74,10 +88,10 @@ fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>
     // A page may see that it was refused, and asks without credentials what it may.
     let router = ServiceBuilder::new().option_layer(cors).service(guarded);
     let answered = service_fn(move |request: Request<B>| {
-        let (router, addresses) = (router.clone(), Arc::clone(&addresses));
+        let (router, addresses, metrics) = (router.clone(), Arc::clone(&addresses), Arc::clone(&metrics));
         async move {
             let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter().cloned().collect();
-            let response = request::envelope(request, &addresses, |request| routed(router, request)).await;
+            let response = request::envelope(request, &addresses, &metrics, |request| routed(router, request)).await;
             Ok(if compress().should_compress(&response) { compressed(response, accepted).await } else { response })
         }
     });
@@ -114,16 +128,17 @@ async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) 
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-/// Who lets requests in, and to what.
-#[derive(Clone, Default)]
+/// Who lets requests in, to what, and counts them.
+#[derive(Clone)]
 struct Guard {
     access: Option<Arc<Access>>,
     addresses: Arc<Addresses>,
+    metrics: Arc<Metrics>,
 }
 
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
 async fn guarded<B: RequestBody>(router: Router, guard: Guard, mut request: Request<B>) -> Response {
-    let Guard { access: Some(access), addresses } = guard else { return answered(router, request).await };
+    let Guard { access: Some(access), addresses, .. } = guard else { return answered(router, request).await };
     let grant = match access.admit(&mut request, &addresses) {
         Ok(Some(grant)) => grant,
         Ok(None) => return answered(router, request).await,
@@ -154,11 +169,13 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::store::StoreMetrics;
 
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
-        let service =
-            layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), Guard::default(), None);
+        let metrics = Arc::new(Metrics::new(&StoreMetrics::default()));
+        let guard = Guard { access: None, addresses: Arc::default(), metrics };
+        let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), guard, None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

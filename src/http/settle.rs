@@ -179,7 +179,7 @@ pub async fn ack(
 ) -> Result<Response, Problem> {
     let AckRequest { leases } = read(&app, &query, &headers, body, r#"{"leases"}"#).await?;
     let (texts, leases) = tokens(leases, app.store.partitions())?;
-    let Outcome { done, already, lost } = Outcome::of(texts, app.store.ack(&name, &leases).await?)?;
+    let Outcome { done, already, lost } = Outcome::of(&app, "acked", texts, app.store.ack(&name, &leases).await?)?;
     Ok(([NO_STORE], Json(AckResult { acked: done.len(), already, lost })).into_response())
 }
 
@@ -217,14 +217,15 @@ pub async fn nack(
     if let Some(delay) = request.delay_ms {
         check_range(delay.0, &DELAY_MS).map_err(|why| refuse("delay_ms", &why))?;
     }
-    let nack = match request.action {
-        NackAction::Retry => Nack::retry(request.delay_ms.map(|delay| delay.0), reason),
+    let (nack, outcome) = match request.action {
+        NackAction::Retry => (Nack::retry(request.delay_ms.map(|delay| delay.0), reason), "retried"),
         _ if request.delay_ms.is_some() => return Err(refuse("delay_ms", "goes with retry only")),
-        NackAction::Park => Nack::park(reason),
-        NackAction::Skip => Nack::skip(reason),
+        NackAction::Park => (Nack::park(reason), "parked"),
+        NackAction::Skip => (Nack::skip(reason), "skipped"),
     };
     let (texts, leases) = tokens(request.leases, app.store.partitions())?;
-    let Outcome { done, already, lost } = Outcome::of(texts, app.store.nack(&name, &nack, &leases).await?)?;
+    let Outcome { done, already, lost } =
+        Outcome::of(&app, outcome, texts, app.store.nack(&name, &nack, &leases).await?)?;
     Ok(([NO_STORE], Json(NackResult { nacked: done.len(), already, lost })).into_response())
 }
 
@@ -257,7 +258,7 @@ pub async fn extend(
     let (texts, leases) = tokens(request.leases, app.store.partitions())?;
     let (words, deadlines): (_, Vec<u64>) =
         app.store.extend(&name, request.lease_ms.map(|lease| lease.0), &leases).await?.into_iter().unzip();
-    let Outcome { done, already, lost } = Outcome::of(texts, words)?;
+    let Outcome { done, already, lost } = Outcome::of(&app, "extended", texts, words)?;
     let extended = done.into_iter().map(|(at, lease)| ExtendedLease { lease, deadline: rfc3339(deadlines[at]) });
     Ok(([NO_STORE], Json(ExtendResult { extended: extended.collect(), already, lost })).into_response())
 }
@@ -306,11 +307,11 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Sorts the answers.
+    /// Sorts the answers, and counts them; those that held as `done`.
     ///
     /// # Errors
     /// `lease-lost` where all are lost.
-    fn of(texts: Vec<String>, answers: Vec<Settled>) -> Result<Self, Problem> {
+    fn of(app: &App, done: &'static str, texts: Vec<String>, answers: Vec<Settled>) -> Result<Self, Problem> {
         let mut outcome = Self { done: Vec::with_capacity(texts.len()), already: 0, lost: Vec::new() };
         for (index, (lease, answer)) in texts.into_iter().zip(answers).enumerate() {
             match answer {
@@ -318,6 +319,10 @@ impl Outcome {
                 Settled::Already => outcome.already += 1,
                 Settled::Lost(reason) => outcome.lost.push(LostLease { lease, reason }),
             }
+        }
+        let counts = [(done, outcome.done.len()), ("already", outcome.already), ("lost", outcome.lost.len())];
+        for (outcome, leases) in counts {
+            app.metrics.settled(outcome, leases);
         }
         if outcome.done.is_empty() && outcome.already == 0 {
             let lost = serde_json::to_string(&outcome.lost).expect("plain members are JSON");

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use deadpool_redis::{Manager, Pool, Runtime};
@@ -17,7 +17,10 @@ use tracing::Instrument as _;
 
 use crate::{
     model::Error,
-    store::errors::{self, StartError},
+    store::{
+        errors::{self, StartError},
+        metrics::{StoreMetrics, operation},
+    },
     telemetry::traces,
 };
 
@@ -38,6 +41,7 @@ struct Inner {
     next: AtomicUsize,
     pool: Pool,
     timeout: Duration,
+    metrics: StoreMetrics,
 }
 
 impl Connections {
@@ -65,7 +69,8 @@ impl Connections {
         let shared = (0..SHARED)
             .map(|_| ConnectionManager::new_lazy_with_config(client.clone(), manager_config.clone()))
             .collect::<redis::RedisResult<_>>()?;
-        Ok(Self(Arc::new(Inner { client, shared, next: AtomicUsize::new(0), pool, timeout })))
+        let metrics = StoreMetrics::default();
+        Ok(Self(Arc::new(Inner { client, shared, next: AtomicUsize::new(0), pool, timeout, metrics })))
     }
 
     /// A connection of one's own, given back when dropped. Costs a round trip (deadpool asks whether it still lives).
@@ -74,6 +79,18 @@ impl Connections {
     /// Redis cannot be reached, or all are in use for longer than the timeout.
     pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, deadpool_redis::PoolError> {
         self.0.pool.get().await
+    }
+
+    /// What is counted of round trips.
+    #[must_use]
+    pub fn metrics(&self) -> &StoreMetrics {
+        &self.0.metrics
+    }
+
+    /// How many exclusive connections are in use, and idle.
+    pub(super) fn pool(&self) -> (usize, usize) {
+        let status = self.0.pool.status();
+        (status.size.saturating_sub(status.available), status.available)
     }
 
     /// A new connection for a task that keeps it.
@@ -105,7 +122,8 @@ impl Connections {
     /// # Errors
     /// Redis does not answer within the timeout.
     pub(super) async fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
-        let Inner { shared, next, timeout, .. } = &*self.0;
+        let Inner { shared, next, timeout, metrics, .. } = &*self.0;
+        let (operation, began) = (commands.cmd_iter().next().map_or("other", operation), Instant::now());
         let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
         let calls = async {
             loop {
@@ -116,8 +134,10 @@ impl Connections {
                 }
             }
         };
-        let calls = calls.instrument(traces::round_trip(commands.cmd_iter().next(), commands.len()));
-        match tokio::time::timeout(*timeout, calls).await {
+        let calls = calls.instrument(traces::round_trip(operation, commands.len()));
+        let replies = tokio::time::timeout(*timeout, calls).await;
+        metrics.round_trip(operation, began.elapsed(), matches!(replies, Ok(Ok(_))));
+        match replies {
             Ok(replies) => replies.map_err(|error| errors::from_call(&error)),
             Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
         }

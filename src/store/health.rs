@@ -41,6 +41,8 @@ pub struct Health {
     pub server_version: String,
     /// `master` or `slave`, in Redis' words.
     pub role: String,
+    /// `master_replid`: another one after a failover, and after a restart.
+    pub replication_id: String,
     /// Whether the functions are loaded.
     pub functions_loaded: bool,
     /// Name of the functions library.
@@ -72,6 +74,7 @@ impl Health {
         Ok(Self {
             server_version: text("redis_version"),
             role: text("role"),
+            replication_id: text("master_replid"),
             functions_loaded: library.is_loaded(&mut redis).await?,
             library: library.name(),
             append_only,

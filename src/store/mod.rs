@@ -14,6 +14,7 @@ mod grown;
 mod health;
 mod keys;
 mod log;
+mod metrics;
 mod migrations;
 mod pointers;
 mod read;
@@ -42,6 +43,7 @@ use grown::Grown;
 pub use health::{Durability, Health};
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
+pub use metrics::{COUNTS, SECONDS, StoreMetrics};
 pub use migrations::{Migration, Migrations};
 pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
 pub use recent::LiveEvent;
@@ -172,8 +174,26 @@ impl Store {
         };
         let looked = tokio::time::timeout(self.0.timeout, look).await;
         let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
-        self.0.health.store(Arc::new(health));
+        let before = self.0.health.swap(Arc::new(health));
+        let now = self.0.health.load();
+        if before.replication_id != now.replication_id {
+            self.0.connections.metrics().failover();
+            tracing::warn!(role = now.role, "another Redis answers, or the same one started anew: a failover?");
+        }
         Ok(self.0.health.load_full())
+    }
+
+    /// What is counted of round trips to Redis.
+    #[must_use]
+    pub fn metrics(&self) -> &StoreMetrics {
+        self.0.connections.metrics()
+    }
+
+    /// How much waits and is in use right now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (pool_in_use, pool_idle) = self.0.connections.pool();
+        Load { queued: self.0.writers.queued(), pool_in_use, pool_idle }
     }
 
     /// What an acknowledged append survives, as last seen.
@@ -181,6 +201,17 @@ impl Store {
     pub fn durability(&self) -> Durability {
         self.0.health.load().durability
     }
+}
+
+/// How busy a store is.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Appends that wait for a writer.
+    pub queued: usize,
+    /// Exclusive connections in use.
+    pub pool_in_use: usize,
+    /// Exclusive connections that are idle.
+    pub pool_idle: usize,
 }
 
 /// Looks at Redis again and again, so that what appends tell of their durability stays true when Redis' settings change.

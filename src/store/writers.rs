@@ -21,12 +21,17 @@ use redis::{
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
-use crate::{store::connections::Connections, telemetry::traces};
+use crate::{
+    store::{connections::Connections, metrics::operation},
+    telemetry::traces,
+};
 
 /// Most calls in one pipeline.
 const CALLS_MAX: usize = 256;
 /// No further call is taken once a pipeline has this many bytes of payload.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What writers call.
+const APPEND: &str = "es_append";
 /// Pauses between attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(20);
 const RECONNECT_MAX: Duration = Duration::from_millis(500);
@@ -82,12 +87,17 @@ impl Writers {
         Self { queue }
     }
 
+    /// Calls that wait for a writer.
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Sends one command with `bytes` of payload and waits for its reply. The command is carried out even where the
     /// caller has gone, so it is whole or absent.
     pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
-        let span = traces::round_trip(Some(&command), 1);
+        let span = traces::round_trip(operation(&command), 1);
         let call = Call { command, bytes, deadline, stage: stage.clone(), reply };
         self.queue.try_send(call).map_err(|error| match error {
             TrySendError::Full(_) => NoReply::QueueFull,
@@ -166,8 +176,12 @@ impl Writer {
             pipeline.add_command(command);
             waiting.push(reply);
         }
+        let (metrics, began) = (self.connections.metrics(), Instant::now());
         let replies = connection.req_packed_commands(&pipeline, 0, waiting.len());
-        match tokio::time::timeout_at(deadline.into(), replies).await {
+        let replies = tokio::time::timeout_at(deadline.into(), replies).await;
+        metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
+        metrics.pipeline(waiting.len());
+        match replies {
             Ok(Ok(values)) if values.len() == waiting.len() => {
                 for (reply, value) in waiting.into_iter().zip(values) {
                     let _ = reply.send(Ok(value));

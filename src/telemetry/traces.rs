@@ -3,14 +3,13 @@
 //! Spans are those of the crate `tracing`, with a target of their own. Without an exporter nobody wants that target, and
 //! each costs a look at one flag.
 
-use std::{env, time::Duration};
+use std::{env, sync::Arc, time::Duration};
 
 use axum::http::{HeaderMap, Method, StatusCode};
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
-use redis::{Arg, Cmd};
 use tracing::{Span, Subscriber, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
@@ -67,23 +66,15 @@ impl Traces {
 
 /// The span of a request, which goes on with the trace of its `traceparent`; the request's header is then the span itself,
 /// so that what keeps it keeps where it came from.
-///
-/// `template` is asked for that of the address, where there is one.
-pub fn request<'t>(
-    method: &Method,
-    path: &str,
-    template: impl FnOnce() -> Option<&'t str>,
-    id: &str,
-    headers: &mut HeaderMap,
-) -> Span {
+pub fn request(method: &Method, path: &str, template: Option<&Arc<str>>, id: &str, headers: &mut HeaderMap) -> Span {
     let span = tracing::info_span!(
         target: TARGET, "request",
         otel.name = %method, otel.kind = "server", otel.status_code = Empty, http.request.method = %method,
         http.route = Empty, url.path = path, http.response.status_code = Empty, streamkeep.request_id = id,
     );
     if !span.is_disabled() {
-        if let Some(template) = template() {
-            span.record("http.route", template);
+        if let Some(template) = template {
+            span.record("http.route", &**template);
             span.record("otel.name", format!("{method} {template}"));
         }
         global::get_text_map_propagator(|propagator| {
@@ -105,20 +96,10 @@ pub fn answered(span: &Span, status: StatusCode) {
 
 /// The span of a round trip to Redis with `count` commands: named by the first, for there are several only where they are
 /// the same or read what belongs together.
-pub fn round_trip(first: Option<&Cmd>, count: usize) -> Span {
+pub fn round_trip(first: &str, count: usize) -> Span {
     tracing::info_span!(
         target: TARGET, "redis",
-        otel.name = first.map(name).unwrap_or_default(), otel.kind = "client", db.system.name = "redis",
+        otel.name = first, otel.kind = "client", db.system.name = "redis",
         db.operation.batch.size = count,
     )
-}
-
-/// The command; of a call, with the function's name.
-fn name(command: &Cmd) -> String {
-    let words = command.args_iter().filter_map(|word| if let Arg::Simple(word) = word { Some(word) } else { None });
-    let mut words = words.map(String::from_utf8_lossy);
-    match words.next() {
-        Some(command) if command == "FCALL" => format!("FCALL {}", words.next().unwrap_or_default()),
-        command => command.unwrap_or_default().into_owned(),
-    }
 }

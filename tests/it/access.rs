@@ -104,9 +104,8 @@ fn every_operation_needs_what_was_decided() {
             "appendEvents" => &["append"],
             "takeNext" | "takeNextByPost" | "ack" | "nack" | "extendLeases" => &["consume"],
             "listGroups" | "getGroup" | "listParked" => LOOK,
-            "putGroup" | "deleteGroup" | "seekGroup" | "pauseGroup" | "resumeGroup" | "dropParked" | "replayParked" => {
-                &["manage"]
-            }
+            "metrics" | "putGroup" | "deleteGroup" | "seekGroup" | "pauseGroup" | "resumeGroup" | "dropParked"
+            | "replayParked" => &["manage"],
             other => panic!("{method} {path}: nobody decided who may {other}"),
         };
         assert_eq!(verbs(operation), needed, "{id}");

@@ -164,6 +164,7 @@ impl TestApp {
             cors_origins,
             access,
             shutdown: stop,
+            metrics_here: true,
         };
         let listener = TcpListener::bind(listen).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());

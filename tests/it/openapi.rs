@@ -141,8 +141,12 @@ async fn every_operation_answers_as_documented() {
             assert_eq!(answer.text, "", "{name}");
             continue;
         }
-        assert_eq!(answer.header("content-type"), "application/json", "{name}");
-        let schema = resolved(&document, &documented["content"]["application/json"]["schema"]);
+        let media_type = answer.header("content-type").split(';').next().unwrap();
+        assert!(documented["content"][media_type].is_object(), "{name}: {media_type} is not documented");
+        if media_type != "application/json" {
+            continue;
+        }
+        let schema = resolved(&document, &documented["content"][media_type]["schema"]);
         let (body, known) = (answer.json(), schema["properties"].as_object().unwrap());
         let members: BTreeSet<_> = body.as_object().unwrap().keys().collect();
         assert!(members.iter().all(|member| known.contains_key(*member)), "{name}: not documented: {members:?}");

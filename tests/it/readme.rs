@@ -24,7 +24,7 @@ fn commands(section: &str) -> Vec<String> {
 }
 
 /// Not every machine has every program: what needs it is left out then, and says so.
-fn is_there(program: &str) -> bool {
+pub fn is_there(program: &str) -> bool {
     let there = Command::new(program).arg("--version").output().is_ok();
     if !there {
         eprintln!("skipped what needs {program}: it is not there");

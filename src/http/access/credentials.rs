@@ -1,27 +1,18 @@
-//! The files of credentials, read again when they change.
+//! The files of credentials.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
+    sync::Arc,
 };
 
-use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::info;
 
 use super::{
     grant::Grant,
     keys::{KEY_MARK, Keys},
     tokens::Tokens,
 };
-
-/// How often the files are looked at.
-const POLL: Duration = Duration::from_secs(2);
-/// Largest file, in bytes.
-const FILE_MAX: u64 = 16 * 1024 * 1024;
+use crate::http::reload::{Reloaded, text};
 
 /// Where the credentials stand.
 #[derive(Clone, Debug, Default)]
@@ -36,16 +27,8 @@ pub struct AccessFiles {
     pub jwt_audience: Option<String>,
 }
 
-/// What is compared to find out whether a file has changed: its time, its length, and itself.
-type Stamp = Option<(SystemTime, u64, u64)>;
-
 /// The credentials that hold now.
-pub struct Access {
-    files: AccessFiles,
-    current: ArcSwap<Credentials>,
-    /// Of the files when they were read last, well or badly.
-    stamps: Mutex<[Stamp; 2]>,
-}
+pub struct Access(Arc<Reloaded<Credentials>>);
 
 #[derive(Default)]
 struct Credentials {
@@ -54,14 +37,6 @@ struct Credentials {
 }
 
 impl AccessFiles {
-    fn stamps(&self) -> [Stamp; 2] {
-        let stamp = |path: &Option<PathBuf>| {
-            let metadata = fs::metadata(path.as_ref()?).ok()?;
-            Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-        };
-        [stamp(&self.keys), stamp(&self.jwt_keys)]
-    }
-
     fn read(&self) -> Result<Credentials, String> {
         let parsed = |path: &Path, error: String| format!("{}: {error}", path.display());
         let mut credentials = Credentials::default();
@@ -80,57 +55,20 @@ impl AccessFiles {
     }
 }
 
-fn text(path: &Path) -> Result<String, String> {
-    let read = || -> io::Result<String> {
-        if fs::metadata(path)?.len() > FILE_MAX {
-            return Err(io::Error::other("it is too large"));
-        }
-        fs::read_to_string(path)
-    };
-    read().map_err(|error| error.to_string())
-}
-
 impl Access {
     /// Reads the files.
     ///
     /// # Errors
     /// Which of them is broken, and where.
     pub fn open(files: AccessFiles) -> Result<Arc<Self>, String> {
-        // Before they are read: what is changed meanwhile is read again.
-        let stamps = Mutex::new(files.stamps());
-        let current = ArcSwap::from_pointee(files.read()?);
-        Ok(Arc::new(Self { files, current, stamps }))
+        const STILL: &str = "the credentials that were read before still hold";
+        let paths = files.keys.iter().chain(&files.jwt_keys).cloned().collect();
+        Ok(Arc::new(Self(Reloaded::open(paths, STILL, move || files.read())?)))
     }
 
-    /// Reads the files again whenever they change, and on SIGHUP. While one is broken, what was read last holds.
+    /// Reads the files again whenever they change, and on SIGHUP.
     pub async fn watch(self: Arc<Self>) {
-        let mut hangup = match signal(SignalKind::hangup()) {
-            Ok(hangup) => hangup,
-            Err(error) => return warn!(%error, "cannot wait for SIGHUP: the files of keys are not read again"),
-        };
-        loop {
-            let told = tokio::select! {
-                () = tokio::time::sleep(POLL) => false,
-                _ = hangup.recv() => true,
-            };
-            let this = Arc::clone(&self);
-            // A file may be far away, and slow.
-            if let Err(error) = tokio::task::spawn_blocking(move || this.refresh(told)).await {
-                error!(%error, "reading the files of keys failed");
-            }
-        }
-    }
-
-    fn refresh(&self, told: bool) {
-        let stamps = self.files.stamps();
-        let before = std::mem::replace(&mut *self.stamps.lock().expect("nobody panics while it is locked"), stamps);
-        if !told && stamps == before {
-            return;
-        }
-        match self.files.read() {
-            Ok(credentials) => self.current.store(Arc::new(credentials)),
-            Err(error) => error!(error, "the credentials that were read before still hold"),
-        }
+        Arc::clone(&self.0).watch().await;
     }
 
     /// Whose token this is.
@@ -138,7 +76,7 @@ impl Access {
     /// # Errors
     /// What is wrong, in words for the client.
     pub fn grant(&self, token: &str, now_ms: u64) -> Result<Arc<Grant>, &'static str> {
-        let current = self.current.load();
+        let current = self.0.current();
         match (token.strip_prefix(KEY_MARK), &current.tokens) {
             (Some(key), _) => current.keys.grant(key, now_ms),
             (None, Some(tokens)) => tokens.grant(token, now_ms),

@@ -113,6 +113,12 @@ impl Rights {
         self.streams.iter().any(|pattern| pattern.is_prefix && pattern.text.is_empty())
     }
 
+    /// Whether every group is among them.
+    #[must_use]
+    pub fn all_groups(&self) -> bool {
+        self.groups.iter().any(|pattern| pattern.is_prefix && pattern.text.is_empty())
+    }
+
     /// Whether every stream of a category is among them: that which is called as the category, and all that have a `-`
     /// behind it.
     #[must_use]

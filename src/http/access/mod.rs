@@ -108,6 +108,7 @@ impl Grant {
             Target::Group(name) => self.rights.group(name),
             // The handler leaves out what may not be seen.
             Target::Groups => true,
+            Target::AllGroups => self.rights.all_groups(),
             Target::Log => self.rights.all_streams() || self.covers_filter(query),
         };
         let advice = match target {

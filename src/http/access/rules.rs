@@ -18,6 +18,8 @@ pub enum Target<'a> {
     Group(Cow<'a, str>),
     /// The list of groups, of which only those are shown that may be seen.
     Groups,
+    /// All groups.
+    AllGroups,
 }
 
 /// What a request needs.
@@ -48,6 +50,7 @@ pub fn need<'a>(method: &Method, path: &'a str) -> Option<Need<'a>> {
         ("GET", ["streams" | "events"]) => Some(Need { verbs: &[Read], target: Target::Log }),
         ("GET", ["streams", id] | ["streams", id, "events", _]) => stream(&[Read], id),
         ("POST", ["streams", id, "events"]) => stream(&[Append], id),
+        ("GET", ["metrics"]) => Some(Need { verbs: &[Manage], target: Target::AllGroups }),
         ("GET", ["groups"]) => Some(Need { verbs: &[Consume, Manage], target: Target::Groups }),
         ("GET", ["groups", name] | ["groups", name, "parked"]) => group(&[Consume, Manage], name),
         ("GET" | "POST", ["groups", name, "next"]) | ("POST", ["groups", name, "ack" | "nack" | "extend"]) => {

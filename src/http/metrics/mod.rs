@@ -1,0 +1,335 @@
+//! `GET /metrics`: what the service counts, in the form of OpenMetrics 1.0 for Prometheus.
+//!
+//! Labels are bounded: routes are the templates of the document, methods and codes are lists, and of groups a thousand are
+//! shown.
+
+mod groups;
+mod process;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    extract::State,
+    http::{Method, StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
+    registry::Registry,
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    App,
+    admin::NO_STORE,
+    problem::{Code, Problem},
+};
+use crate::store::{COUNTS, SECONDS, StoreMetrics};
+use groups::Groups;
+
+/// Stands before every name.
+const PREFIX: &str = "streamkeep";
+/// The media type of OpenMetrics 1.0.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What becomes of appends that are no problem.
+const APPENDS: &[&str] = &["appended", "duplicate"];
+/// What deliveries are.
+const DELIVERIES: &[&str] = &["first", "again"];
+/// What becomes of leases that are sent back.
+const SETTLED: &[&str] = &["acked", "retried", "parked", "skipped", "extended", "already", "lost"];
+
+/// The route of the metrics.
+pub fn router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(metrics))
+}
+
+/// The same at the address for operators.
+pub fn admin_router() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(admin_metrics))
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    method: &'static str,
+    route: Arc<str>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    method: &'static str,
+    route: Arc<str>,
+    status: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CodeLabel {
+    code: &'static str,
+}
+
+/// How something ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct InState {
+    state: &'static str,
+}
+
+/// What the service counts.
+pub struct Metrics {
+    registry: Registry,
+    in_flight: Gauge,
+    requests: Family<RequestLabels, Counter>,
+    durations: Family<RouteLabels, Histogram, fn() -> Histogram>,
+    problems: Family<CodeLabel, Counter>,
+    gone: Counter,
+    appends: Family<Outcome, Counter>,
+    events: Counter,
+    bytes: Counter,
+    append_events: Histogram,
+    deliveries: Family<Outcome, Counter>,
+    settled: Family<Outcome, Counter>,
+    /// Feeds that are open.
+    pub feeds: Gauge,
+    /// Connections that are open.
+    pub connections: Gauge,
+    waiting: Gauge,
+    pool: Family<InState, Gauge>,
+    queued: Gauge,
+    redis_up: Gauge,
+    durable: Gauge,
+    groups: Groups,
+    process: process::Process,
+    elsewhere: Arc<str>,
+}
+
+impl Metrics {
+    /// Counts those of the store too.
+    pub fn new(store: &StoreMetrics) -> Self {
+        let mut metrics = Self {
+            registry: Registry::default(),
+            in_flight: Gauge::default(),
+            requests: Family::default(),
+            durations: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            problems: Family::default(),
+            gone: Counter::default(),
+            appends: Family::default(),
+            events: Counter::default(),
+            bytes: Counter::default(),
+            append_events: Histogram::new(COUNTS),
+            deliveries: Family::default(),
+            settled: Family::default(),
+            feeds: Gauge::default(),
+            connections: Gauge::default(),
+            waiting: Gauge::default(),
+            pool: Family::default(),
+            queued: Gauge::default(),
+            redis_up: Gauge::default(),
+            durable: Gauge::default(),
+            groups: Groups::default(),
+            process: process::Process::default(),
+            elsewhere: "".into(),
+        };
+        metrics.begin_at_zero();
+        let mut registry = Registry::with_prefix(PREFIX);
+        metrics.register(&mut registry);
+        store.register(&mut registry);
+        metrics.process.register(&mut registry);
+        metrics.registry = registry;
+        metrics
+    }
+
+    /// So that the first of each is seen as a rise, not as a beginning.
+    fn begin_at_zero(&self) {
+        for code in Code::ALL {
+            self.problems.get_or_create(&CodeLabel { code: code.facts().1 }).inc_by(0);
+        }
+        for (family, outcomes) in [(&self.appends, APPENDS), (&self.deliveries, DELIVERIES), (&self.settled, SETTLED)] {
+            for outcome in outcomes {
+                family.get_or_create(&Outcome { outcome }).inc_by(0);
+            }
+        }
+    }
+
+    fn register(&self, to: &mut Registry) {
+        let version = Info::new([("version", env!("CARGO_PKG_VERSION"))]);
+        to.register("build", "The version of the service", version);
+        to.register("http_requests", "Requests that were answered", self.requests.clone());
+        to.register(
+            "http_request_duration_seconds",
+            "Time until a request's answer began; of requests with wait, the wait included",
+            self.durations.clone(),
+        );
+        to.register("http_requests_in_flight", "Requests whose answer has not begun", self.in_flight.clone());
+        to.register("http_problems", "Answers that were problems, by code", self.problems.clone());
+        to.register("http_clients_gone", "Requests whose client left before the answer began", self.gone.clone());
+        to.register("http_connections_open", "Connections that are open", self.connections.clone());
+        to.register("appends", "Appends, by outcome: appended, or there already (duplicate)", self.appends.clone());
+        to.register("events_appended", "Events that were appended", self.events.clone());
+        to.register(
+            "event_bytes_appended",
+            "Bytes of the data and metadata of events that were appended",
+            self.bytes.clone(),
+        );
+        to.register("append_events", "Events of an append", self.append_events.clone());
+        to.register("append_queue_calls", "Appends that wait for a writer", self.queued.clone());
+        to.register("deliveries", "Events handed out by groups: for the first time, or again", self.deliveries.clone());
+        to.register("leases_settled", "Leases that were sent back, by what became of them", self.settled.clone());
+        to.register("feeds_open", "Feeds that are open", self.feeds.clone());
+        to.register("waiting_requests", "Feeds and long polls, which share a limit", self.waiting.clone());
+        to.register("redis_up", "Whether Redis answered when it was last looked at", self.redis_up.clone());
+        to.register("durability_fsync", "Whether an acknowledged append is on disk", self.durable.clone());
+        to.register("redis_pool_connections", "Exclusive connections to Redis, in use or idle", self.pool.clone());
+    }
+
+    /// A request has come.
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.in_flight.inc();
+        UnderWay { metrics: self, answered: false }
+    }
+
+    /// An append has ended well.
+    pub fn appended(&self, events: usize, bytes: usize, duplicate: bool) {
+        let outcome = if duplicate { "duplicate" } else { "appended" };
+        self.appends.get_or_create(&Outcome { outcome }).inc();
+        if !duplicate {
+            self.events.inc_by(events as u64);
+            self.bytes.inc_by(bytes as u64);
+            self.append_events.observe(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
+        }
+    }
+
+    /// A group has handed out an event.
+    pub fn delivered(&self, count: u64) {
+        let outcome = if count > 1 { "again" } else { "first" };
+        self.deliveries.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    /// So many leases came back, with this outcome.
+    pub fn settled(&self, outcome: &'static str, leases: usize) {
+        if leases > 0 {
+            self.settled.get_or_create(&Outcome { outcome }).inc_by(leases as u64);
+        }
+    }
+}
+
+/// Counts as one for as long as it is held.
+pub struct Held(Gauge);
+
+impl Held {
+    /// One more.
+    pub fn of(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// A request whose answer has not begun.
+pub struct UnderWay<'m> {
+    metrics: &'m Metrics,
+    answered: bool,
+}
+
+impl UnderWay<'_> {
+    /// The answer begins.
+    pub fn answered(
+        mut self,
+        method: &Method,
+        route: Option<&Arc<str>>,
+        status: StatusCode,
+        code: Option<Code>,
+        took: Duration,
+    ) {
+        self.answered = true;
+        let metrics = self.metrics;
+        let (method, route) = (known(method), Arc::clone(route.unwrap_or(&metrics.elsewhere)));
+        metrics.durations.get_or_create(&RouteLabels { method, route: Arc::clone(&route) }).observe(took.as_secs_f64());
+        metrics.requests.get_or_create(&RequestLabels { method, route, status: status.as_u16() }).inc();
+        if let Some(code) = code {
+            metrics.problems.get_or_create(&CodeLabel { code: code.facts().1 }).inc();
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.metrics.in_flight.dec();
+        if !self.answered {
+            self.metrics.gone.inc();
+        }
+    }
+}
+
+/// A method by its name, as long as it is one that somebody may use.
+fn known(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    }
+}
+
+/// What the service counts
+///
+/// For Prometheus, in the form of OpenMetrics 1.0; docs/metrics.md lists all metrics. With `--admin-listen` only there; else
+/// here, for credentials that may `manage` every group.
+#[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operations", responses(
+    (status = 200, description = "The metrics", body = String, content_type = "application/openmetrics-text", headers(
+        ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
+    (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
+))]
+pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    if !app.metrics_here {
+        return Err(Problem::new(Code::NotFound, "The metrics have an address of their own (--admin-listen)."));
+    }
+    Ok(scrape(&app).await)
+}
+
+#[utoipa::path(get, path = "/metrics", responses((status = 200)))]
+async fn admin_metrics(State(app): State<App>) -> Response {
+    scrape(&app).await
+}
+
+/// All metrics as they are now.
+async fn scrape(app: &App) -> Response {
+    let metrics = &app.metrics;
+    let up = app.store.check_health().await.is_ok();
+    metrics.redis_up.set(up.into());
+    metrics.durable.set((app.store.durability() == crate::store::Durability::Fsync).into());
+    let used = app.limits.waiting - app.waiting.available_permits().min(app.limits.waiting);
+    metrics.waiting.set(number(used));
+    let load = app.store.load();
+    metrics.queued.set(number(load.queued));
+    for (state, count) in [("in_use", load.pool_in_use), ("idle", load.pool_idle)] {
+        metrics.pool.get_or_create(&InState { state }).set(number(count));
+    }
+    let mut text = String::new();
+    let began = Instant::now();
+    text::encode_registry(&mut text, &metrics.registry).expect("writing to memory cannot fail");
+    if up {
+        text.push_str(&metrics.groups.read(&app.store, began).await);
+    }
+    text::encode_eof(&mut text).expect("writing to memory cannot fail");
+    ([NO_STORE, (header::CONTENT_TYPE, header::HeaderValue::from_static(OPENMETRICS))], text).into_response()
+}
+
+fn number(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
