@@ -41,6 +41,7 @@ rust() {
             --additional-properties packageName=streamkeep-client >"$sdks/rust.log" 2>&1 || { cat "$sdks/rust.log"; return 1; }
         cp openapi.yaml "$sdks/rust"
     fi
+    rustfmt --check --edition 2024 --config-path . "$tours/rust/src/main.rs"
     target=${CARGO_TARGET_DIR:-$PWD/target}
     cargo build --locked --quiet --manifest-path "$tours/rust/Cargo.toml" --target-dir "$target"
     tour "$target/debug/streamkeep-tour"

@@ -5,7 +5,8 @@ use std::env;
 use serde_json::json;
 use streamkeep_client::{
     apis::{
-        Error, configuration::Configuration,
+        Error,
+        configuration::Configuration,
         groups_api::{GetGroupError, ack, get_group, put_group, take_next},
         log_api::read_log,
         streams_api::{append_events, read_stream},
