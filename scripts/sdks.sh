@@ -27,7 +27,7 @@ python() {
     mkdir -p "$sdks/python"
     cp "$tours/python/tour.py" "$sdks/python"
     PATH="$venv/bin:$PATH" openapi-python-client generate --path openapi.yaml --meta none --overwrite \
-        --output-path "$sdks/python/streamkeep_client" --fail-on-warning >/dev/null
+        --output-path "$sdks/python/streamkeep_client" --config "$tours/python/config.yaml" --fail-on-warning >/dev/null
     (cd "$sdks/python" && "$venv/bin/mypy" --strict --config-file "$tours/python/mypy.ini" tour.py)
     tour "$venv/bin/python" "$sdks/python/tour.py"
 }
