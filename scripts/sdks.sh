@@ -12,11 +12,15 @@ tour() {
     scripts/with-service.sh --keys "$@"
 }
 
-typescript() {
+node_modules() {
     mkdir -p "$sdks/typescript"
     cp "$tours"/typescript/* "$sdks/typescript"
+    (cd "$sdks/typescript" && cmp -s package-lock.json node_modules/installed) ||
+        (cd "$sdks/typescript" && npm ci --no-audit --no-fund >&2 && cp package-lock.json node_modules/installed)
+}
+
+typescript() {
     cd "$sdks/typescript"
-    cmp -s package-lock.json node_modules/installed || { npm ci --silent --no-audit --no-fund && cp package-lock.json node_modules/installed; }
     npx --no-install openapi-typescript "$tours/../../openapi.yaml" --output streamkeep.d.ts >/dev/null
     npx --no-install tsc
     cd "$tours/../.."
@@ -48,7 +52,7 @@ rust() {
 }
 
 scripts/ensure-tool.sh python3 && venv=$(scripts/venv.sh tests/sdks/requirements.txt) || venv=
-scripts/ensure-tool.sh node && languages=typescript || languages=
+scripts/ensure-tool.sh node && node_modules && languages=typescript || languages=
 [ -z "$venv" ] || languages="$languages python rust"
 for language in typescript python rust; do
     case " $languages " in

@@ -24,6 +24,7 @@ fi
 STREAMKEEP_REDIS_SERVER="${STREAMKEEP_REDIS_SERVER:-$("$(dirname "$0")/ensure-redis.sh")}"
 export STREAMKEEP_REDIS_SERVER
 [ ! -f "$folder/keys.ndjson" ] || export STREAMKEEP_KEYS="$folder/keys.ndjson"
+: >"$folder/log"
 "$program" serve --listen 127.0.0.1:0 --data "$folder/data" --appendfsync everysec --log-format json >"$folder/log" 2>&1 &
 service=$!
 unset STREAMKEEP_KEYS
