@@ -82,6 +82,7 @@ async fn start(
         base_path: settings.base_path.clone(),
         cors_origins: settings.cors_origins.clone(),
         access,
+        rate_limits: settings.rate_limits.clone(),
         shutdown,
         metrics_here: settings.admin_listen.is_none(),
     });

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use redis::ConnectionInfo;
 
 use crate::{
-    http::{AccessFiles, Limits, ServerOptions, parse_network},
+    http::{AccessFiles, Limits, RateLimit, ServerOptions, parse_network},
     model::Partitions,
     redis_server::{AppendFsync, RedisServerConfig},
     store::{Library, StoreConfig},
@@ -116,6 +116,11 @@ pub struct Serve {
     /// Limits of requests
     #[command(flatten)]
     pub limits: LimitArgs,
+
+    /// Most requests a second of one caller, a credential or an address, by what they do: read, append, consume, manage; as
+    /// in append=1000,read=5000. Further ones are answered 429
+    #[arg(long, env = "STREAMKEEP_RATE_LIMITS", value_delimiter = ',', value_name = "VERB=RATE")]
+    pub rate_limits: Vec<RateLimit>,
 
     /// Most connections at once
     #[arg(long, env = "STREAMKEEP_CONNECTIONS_MAX", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]

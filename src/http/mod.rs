@@ -25,6 +25,7 @@ mod metrics;
 mod openapi;
 mod parked;
 mod problem;
+mod rates;
 mod reload;
 mod request;
 mod responses;
@@ -52,6 +53,7 @@ use utoipa_axum::router::OpenApiRouter;
 pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
+pub use rates::RateLimit;
 pub use server::{ServerOptions, serve, serve_admin};
 
 use extract::Query;
@@ -131,6 +133,8 @@ pub struct AppState {
     pub cors_origins: Vec<HeaderValue>,
     /// Who may do what; `None`: anybody everything.
     pub access: Option<Arc<Access>>,
+    /// How many requests a caller may make; empty: as many as it likes.
+    pub rate_limits: Vec<RateLimit>,
     /// Told when the service is to end.
     pub shutdown: CancellationToken,
     /// Whether the metrics stand among the other addresses, not on one of their own.

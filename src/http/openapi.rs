@@ -83,7 +83,7 @@ fn secure(operation: &mut Operation, method: &Method, path: &str) {
     // Without any, where access is off; with one of the verbs, where it is on.
     let with = need.verbs.iter().map(|verb| SecurityRequirement::new(SCHEME, [verb.as_str()]));
     operation.security = Some([SecurityRequirement::default()].into_iter().chain(with).collect());
-    for (status, name) in [("401", "Unauthorized"), ("403", "Forbidden")] {
+    for (status, name) in [("401", "Unauthorized"), ("403", "Forbidden"), ("429", "QuotaExceeded")] {
         operation.responses.responses.insert(status.to_owned(), Ref::from_response_name(name).into());
     }
 }
@@ -111,7 +111,7 @@ fn without_null(kind: &mut SchemaType) {
         (name = "groups", description = "Consumer groups: every event to one of many workers, at least once"),
         (name = "operations", description = "Probes for orchestrators and gateways"),
     ),
-    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument)),
+    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument, QuotaDocument)),
 )]
 struct Base;
 
@@ -154,6 +154,18 @@ pub struct LeaseLostDocument {
     problem: ProblemDocument,
     /// Each with the reason.
     lost: Vec<LostLease>,
+}
+
+/// More requests than a caller may make.
+#[derive(Serialize, ToSchema)]
+#[schema(as = QuotaProblem)]
+pub struct QuotaDocument {
+    #[serde(flatten)]
+    problem: ProblemDocument,
+    /// The limits that are used up, by name.
+    #[serde(rename = "violated-policies")]
+    #[schema(example = json!(["append"]))]
+    violated_policies: Vec<String>,
 }
 
 /// Why the service is not ready.

@@ -12,6 +12,8 @@ use crate::model::Error;
 
 /// Where the pages stand that explain each type; the code follows.
 const TYPE_BASE: &str = "https://streamkeep.dev/problems/";
+/// The one type that is registered for everybody (draft-ietf-httpapi-ratelimit-headers-11 §6.1).
+const TYPE_QUOTA_EXCEEDED: &str = "https://iana.org/assignments/http-problem-types#quota-exceeded";
 /// What `Retry-After` says, in seconds.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
@@ -105,6 +107,8 @@ codes! {
     PreconditionRequired = PRECONDITION_REQUIRED "precondition-required" "A condition is required" final;
     /// Too many header fields, or over 16 KiB of them.
     HeadersTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE "headers-too-large" "The header fields are too large" final;
+    /// More requests than a caller may make.
+    QuotaExceeded = TOO_MANY_REQUESTS "quota-exceeded" "The caller makes too many requests" retryable;
     /// A fault of the service.
     Internal = INTERNAL_SERVER_ERROR "internal" "The service failed" final;
     /// What stands in Redis was not written by Streamkeep.
@@ -121,6 +125,17 @@ codes! {
     OutcomeUnknown = GATEWAY_TIMEOUT "outcome-unknown" "It is not known whether the events were appended" retryable;
     /// Redis is at its memory limit.
     StorageFull = INSUFFICIENT_STORAGE "storage-full" "The storage is full" retryable;
+}
+
+impl Code {
+    /// The `type` of the document.
+    #[must_use]
+    pub fn type_uri(self) -> String {
+        match self {
+            Self::QuotaExceeded => TYPE_QUOTA_EXCEEDED.to_owned(),
+            _ => format!("{TYPE_BASE}{}", self.facts().1),
+        }
+    }
 }
 
 /// A part of the request that is wrong.
@@ -193,7 +208,7 @@ impl Problem {
     pub fn document(&self, request: Uuid) -> Vec<u8> {
         let (status, code, title, retryable) = self.code.facts();
         let document = ProblemDocument {
-            r#type: format!("{TYPE_BASE}{code}"),
+            r#type: self.code.type_uri(),
             title: title.to_owned(),
             status: status.as_u16(),
             detail: self.detail.clone(),

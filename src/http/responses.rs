@@ -44,6 +44,7 @@ problems! {
     UnsupportedMediaType "Problem" "`unsupported-media-type`; `Accept-Post` lists what is read";
     Unprocessable "Problem" "`invalid-event`, `too-deep`, `event-id-reused`, `idempotency-key-reused`";
     PreconditionRequired "Problem" "`precondition-required`";
+    QuotaExceeded "QuotaProblem" "`quota-exceeded`, where the service has limits of rates: nothing was done; `Retry-After` says when to try again";
     Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`: nothing was written; `Retry-After` says when to try again";
     NotReady "NotReadyProblem" "`not-ready`; `checks` says why";
     OutcomeUnknown "Problem" "`outcome-unknown`: repeat the request with the same ids or key";
@@ -70,6 +71,11 @@ fn problem(schema: &str, description: &str) -> Response {
     }
     if description.contains("WWW-Authenticate") {
         response = response.header("WWW-Authenticate", header("The scheme Bearer, and what is wrong"));
+    }
+    if schema == "QuotaProblem" {
+        response = response
+            .header("RateLimit-Policy", header("The limit, as in `\"append\";q=1000;w=1`: requests in so many seconds"))
+            .header("RateLimit", header("What is left of it, as in `\"append\";r=0;t=1`, and for how many seconds"));
     }
     if description.contains("Retry-After") || schema == "NotReadyProblem" {
         response = response.header("Retry-After", header("Seconds to wait"));

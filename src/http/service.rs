@@ -1,6 +1,6 @@
 //! The routes with all layers around them.
 
-use std::{any::Any, convert::Infallible, future, panic::AssertUnwindSafe, sync::Arc};
+use std::{any::Any, convert::Infallible, future, net::Ipv4Addr, panic::AssertUnwindSafe, sync::Arc};
 
 use axum::{
     BoxError, Router,
@@ -22,7 +22,17 @@ use utoipa::openapi::{OpenApi, Server};
 use utoipa_swagger_ui::SwaggerUi;
 
 use super::{
-    App, accept::Form, access::Access, addresses::Addresses, admin_routes, cors, metrics::Metrics, request, routes,
+    App,
+    accept::Form,
+    access::{self, Access, Grant},
+    addresses::Addresses,
+    admin_routes,
+    caller::Caller,
+    cors,
+    metrics::Metrics,
+    problem::Problem,
+    rates::{self, Counted, Rates},
+    request, routes,
 };
 
 /// Answers below this size are not worth compressing.
@@ -47,6 +57,7 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
         access: app.access.clone(),
         addresses: Arc::new(Addresses::new(&base, &document)),
         metrics: Arc::clone(&app.metrics),
+        rates: Rates::new(&app.rate_limits).map(Arc::new),
     };
     let routes = routes.with_state(app);
     if base.is_empty() {
@@ -60,7 +71,7 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
 pub fn admin_service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, document) = admin_routes().split_for_parts();
     let addresses = Arc::new(Addresses::new("", &document));
-    let guard = Guard { access: None, addresses, metrics: Arc::clone(&app.metrics) };
+    let guard = Guard { access: None, addresses, metrics: Arc::clone(&app.metrics), rates: None };
     layered(routes.with_state(app), guard, None)
 }
 
@@ -134,22 +145,46 @@ struct Guard {
     access: Option<Arc<Access>>,
     addresses: Arc<Addresses>,
     metrics: Arc<Metrics>,
+    rates: Option<Arc<Rates>>,
+}
+
+impl Guard {
+    /// Who asks, where that has to be known.
+    fn admit<B>(&self, request: &mut Request<B>) -> Result<Option<Arc<Grant>>, Problem> {
+        self.access.as_ref().map_or(Ok(None), |access| access.admit(request, &self.addresses))
+    }
+
+    /// That they may do this, and have not done it too often; what the answer is to say of that.
+    fn judge<B>(&self, request: &Request<B>, grant: Option<&Grant>) -> Result<Option<rates::Headers>, Problem> {
+        let (method, path) = (request.method(), self.addresses.beneath(request.uri().path()));
+        if let Some(grant) = grant {
+            grant.check(method, path, request.uri().query())?;
+        }
+        let Some(rates) = &self.rates else { return Ok(None) };
+        let Some(need) = access::need(method, path) else { return Ok(None) };
+        let address = request.extensions().get::<Caller>().map_or(Ipv4Addr::UNSPECIFIED.into(), |caller| caller.0);
+        let caller = grant.map_or_else(|| address.into(), |grant| Counted::Credential(grant.who.clone()));
+        rates.admit(need.verbs[0], &caller)
+    }
 }
 
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
 async fn guarded<B: RequestBody>(router: Router, guard: Guard, mut request: Request<B>) -> Response {
-    let Guard { access: Some(access), addresses, .. } = guard else { return answered(router, request).await };
-    let grant = match access.admit(&mut request, &addresses) {
-        Ok(Some(grant)) => grant,
-        Ok(None) => return answered(router, request).await,
+    let grant = match guard.admit(&mut request) {
+        Ok(grant) => grant,
         Err(problem) => return problem.into_response(),
     };
-    let uri = request.uri();
-    let mut response = match grant.check(request.method(), addresses.beneath(uri.path()), uri.query()) {
-        Ok(()) => answered(router, request).await,
+    let mut response = match guard.judge(&request, grant.as_deref()) {
+        Ok(limit) => {
+            let mut response = answered(router, request).await;
+            response.headers_mut().extend(limit.into_iter().flatten());
+            response
+        }
         Err(problem) => problem.into_response(),
     };
-    response.extensions_mut().insert(grant);
+    if let Some(grant) = grant {
+        response.extensions_mut().insert(grant);
+    }
     response
 }
 
@@ -174,7 +209,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
         let metrics = Arc::new(Metrics::new(&StoreMetrics::default()));
-        let guard = Guard { access: None, addresses: Arc::default(), metrics };
+        let guard = Guard { access: None, addresses: Arc::default(), metrics, rates: None };
         let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), guard, None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header::HeaderValue};
 use serde_json::Value;
 use streamkeep::{
-    http::{Access, App, AppState, Limits, ServerOptions, serve},
+    http::{Access, App, AppState, Limits, RateLimit, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
     store::{Library, Store, StoreConfig},
@@ -90,6 +90,7 @@ pub struct TestConfig {
     /// Where it listens; at port 0, on any that is free.
     pub listen: String,
     pub access: Option<Arc<Access>>,
+    pub rate_limits: Vec<RateLimit>,
 }
 
 /// An instance of the service.
@@ -137,6 +138,7 @@ impl TestApp {
             cors_origins: Vec::new(),
             listen: "127.0.0.1:0".to_owned(),
             access: None,
+            rate_limits: Vec::new(),
         };
         change(&mut config);
         let TestConfig {
@@ -150,6 +152,7 @@ impl TestApp {
             cors_origins,
             listen,
             access,
+            rate_limits,
         } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
@@ -163,6 +166,7 @@ impl TestApp {
             base_path,
             cors_origins,
             access,
+            rate_limits,
             shutdown: stop,
             metrics_here: true,
         };
@@ -254,7 +258,8 @@ impl Answer {
         let problem = self.json();
         assert_eq!(problem["code"], code, "{self:?}");
         assert_eq!(problem["status"], status, "{self:?}");
-        assert!(problem["type"].as_str().unwrap().ends_with(&format!("/{code}")), "{self:?}");
+        let last = problem["type"].as_str().unwrap().rsplit(['/', '#']).next();
+        assert_eq!(last, Some(code), "{self:?}");
         assert!(problem["instance"].as_str().unwrap().starts_with("urn:uuid:"), "{self:?}");
         for member in ["title", "detail"] {
             assert!(problem[member].as_str().is_some_and(|text| !text.is_empty()), "{self:?}");

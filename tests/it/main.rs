@@ -72,6 +72,7 @@ mod openapi;
 mod polls;
 mod program;
 mod proxy;
+mod rates;
 mod read;
 mod readme;
 mod record;
