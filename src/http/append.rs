@@ -69,7 +69,7 @@ pub struct EventRequest<'a> {
     id: Option<Cow<'a, str>>,
     /// What happened.
     #[serde(rename = "type", borrow)]
-    #[schema(min_length = 1, max_length = 256, pattern = r"^[^\x00-\x1f\x7f-\x9f]+$", example = "order-placed")]
+    #[schema(value_type = super::schemas::EventType)]
     kind: Cow<'a, str>,
     /// Any JSON up to 1 MiB; comes back byte for byte.
     #[serde(borrow)]
@@ -78,7 +78,7 @@ pub struct EventRequest<'a> {
     /// A JSON object up to 64 KiB; comes back byte for byte, `{}` if absent. With a `traceparent` the request's trace
     /// comes behind.
     #[serde(borrow, default, deserialize_with = "present")]
-    #[schema(value_type = Object, required = false, example = json!({"user": "ada"}))]
+    #[schema(value_type = super::schemas::Metadata, required = false)]
     metadata: Option<&'a RawValue>,
 }
 
@@ -126,9 +126,9 @@ pub struct AppendResult {
     params(
         ("id" = String, Path, description = "The stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("include" = inline(Option<super::Include>), Query, description = "`events`: a version conflict carries the events that the caller has missed, 100 at most"),
-        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\"", pattern = r#"^(\*|"[0-9]{1,15}"(, ?"[0-9]{1,15}")*)$"#),
+        ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
         ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
-        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 3, max_length = 257, pattern = r#"^"[ !#-\[\]-~]+"$"#),
+        ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters, in quotes or bare; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257, pattern = r#"^("[ !#-\[\]-~]+"|[!#-\[\]-~]([ !#-\[\]-~]*[!#-\[\]-~])?)$"#),
         ("traceparent" = inline(Option<String>), Header, description = "The trace that the events belong to (W3C Trace Context). Kept in the metadata of each, as `traceparent`, unless that has one already; what breaks the rules is ignored", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate" = inline(Option<String>), Header, description = "Kept beside it, as `tracestate`; up to 512 bytes", example = "vendor=value"),
     ),

@@ -71,7 +71,7 @@ pub struct DeliveryDocument {
 /// new ones. Where there is nothing, the answer waits up to `wait` seconds and is empty in the end. Delivery is at least
 /// once: what is not acked comes again. HEAD is refused, for GET takes events; behind caches and prefetchers use POST.
 #[utoipa::path(
-    get, path = "/groups/{group}/next", operation_id = "next", tag = "groups",
+    get, path = "/groups/{group}/next", operation_id = "takeNext", tag = "groups",
     params(
         ("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("consumer" = inline(Option<String>), Query, description = "Who asks (default `default`)", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
@@ -99,7 +99,7 @@ pub async fn next(
 ///
 /// As GET, for clients behind caches or prefetchers.
 #[utoipa::path(
-    post, path = "/groups/{group}/next", operation_id = "postNext", tag = "groups",
+    post, path = "/groups/{group}/next", operation_id = "takeNextByPost", tag = "groups",
     params(
         ("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("consumer" = inline(Option<String>), Query, description = "Who asks (default `default`)", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),

@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::problem::{Code, Problem};
 use crate::model::{
-    Category, Cursor, Fingerprint, GroupSettings, OnExhausted, Ordering, Partitions, Position, Start, StreamId,
+    Category, Cursor, Fingerprint, GroupSettings, OnExhausted, Ordering, Partitions, Position, Start, StreamId, Whole,
     check_type, parse_rfc3339, present, rfc3339,
 };
 
@@ -35,38 +35,38 @@ pub struct SettingsDocument {
     stream: Option<String>,
     /// Only events of streams in these categories; empty: all. Fixed.
     #[serde(default)]
-    #[schema(required = false, max_items = 100, example = json!(["order"]))]
+    #[schema(value_type = Vec<super::schemas::Category>, required = false, max_items = 100, example = json!(["order"]))]
     categories: Vec<String>,
     /// Only events of these types; empty: all. Fixed.
     #[serde(default)]
-    #[schema(required = false, max_items = 100)]
+    #[schema(value_type = Vec<super::schemas::EventType>, required = false, max_items = 100)]
     types: Vec<String>,
     /// Where the group begins: `"beginning"` (default), `"end"`, after a position (of the log, where the store has one
     /// partition; of the stream, where the group has one), after a cursor, or at a time (RFC 3339). Fixed; seek moves a
     /// group.
     #[serde(default = "beginning")]
-    #[schema(value_type = Value, required = false, example = json!("beginning"))]
+    #[schema(value_type = super::schemas::Start, required = false)]
     start: Value,
     /// In which order the group hands out (default `none`). Fixed.
     #[serde(default)]
     #[schema(required = false)]
     ordering: Ordering,
-    /// How long a lease lasts, in ms.
+    /// How long a lease lasts, in ms (default 30,000).
     #[serde(default = "thirty_seconds")]
-    #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000, default = 30_000)]
-    lease_ms: u64,
-    /// Deliveries before an event is parked.
+    #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000)]
+    lease_ms: Whole,
+    /// Deliveries before an event is parked (default 10).
     #[serde(default = "ten")]
-    #[schema(value_type = i64, required = false, minimum = 1, maximum = 1_000_000, default = 10)]
-    max_deliveries: u64,
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 1_000_000)]
+    max_deliveries: Whole,
     /// Waits before retries, in ms: after the first delivery, the second and so on; the last one repeats. Empty: none.
     #[serde(default)]
-    #[schema(value_type = Vec<i64>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
-    backoff_ms: Vec<u64>,
-    /// Most events that are leased or wait for a retry, in each partition.
+    #[schema(value_type = Vec<super::schemas::Delay>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
+    backoff_ms: Vec<Whole>,
+    /// Most events that are leased or wait for a retry, in each partition (default 10,000).
     #[serde(default = "ten_thousand")]
-    #[schema(value_type = i64, required = false, minimum = 1, maximum = 10_000, default = 10_000)]
-    max_in_flight: u64,
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 10_000)]
+    max_in_flight: Whole,
     /// What becomes of an event whose deliveries are used up (default `park`).
     #[serde(default)]
     #[schema(required = false)]
@@ -77,16 +77,16 @@ fn beginning() -> Value {
     Value::from("beginning")
 }
 
-fn thirty_seconds() -> u64 {
-    30_000
+fn thirty_seconds() -> Whole {
+    Whole(30_000)
 }
 
-fn ten() -> u64 {
-    10
+fn ten() -> Whole {
+    Whole(10)
 }
 
-fn ten_thousand() -> u64 {
-    10_000
+fn ten_thousand() -> Whole {
+    Whole(10_000)
 }
 
 impl SettingsDocument {
@@ -103,7 +103,7 @@ impl SettingsDocument {
             ("max_deliveries", self.max_deliveries, MAX_DELIVERIES),
             ("max_in_flight", self.max_in_flight, MAX_IN_FLIGHT),
         ] {
-            check_range(number, &range).map_err(|why| refuse(member, &why))?;
+            check_range(number.0, &range).map_err(|why| refuse(member, &why))?;
         }
         if self.on_exhausted == OnExhausted::ParkStream && self.ordering == Ordering::None {
             return Err(refuse("on_exhausted", "park_stream goes with \"ordering\":\"stream\" only"));
@@ -119,10 +119,10 @@ impl SettingsDocument {
             types,
             start,
             ordering,
-            lease_ms,
-            max_deliveries,
-            backoff_ms,
-            max_in_flight,
+            lease_ms: lease_ms.0,
+            max_deliveries: max_deliveries.0,
+            backoff_ms: backoff_ms.into_iter().map(|delay| delay.0).collect(),
+            max_in_flight: max_in_flight.0,
             on_exhausted,
         };
         Ok((settings, cursor))
@@ -144,7 +144,7 @@ impl SettingsDocument {
             check_type(kind, 1_024).map_err(|why| refuse(&format!("types/{at}"), &why))?;
         }
         for (at, delay) in backoff_ms.iter().enumerate() {
-            check_range(*delay, &DELAY_MS).map_err(|why| refuse(&format!("backoff_ms/{at}"), &why))?;
+            check_range(delay.0, &DELAY_MS).map_err(|why| refuse(&format!("backoff_ms/{at}"), &why))?;
         }
         Ok(())
     }
@@ -158,10 +158,10 @@ impl SettingsDocument {
             types: settings.types.clone(),
             start: written_start(&settings.start, partitions),
             ordering: settings.ordering,
-            lease_ms: settings.lease_ms,
-            max_deliveries: settings.max_deliveries,
-            backoff_ms: settings.backoff_ms.clone(),
-            max_in_flight: settings.max_in_flight,
+            lease_ms: Whole(settings.lease_ms),
+            max_deliveries: Whole(settings.max_deliveries),
+            backoff_ms: settings.backoff_ms.iter().copied().map(Whole).collect(),
+            max_in_flight: Whole(settings.max_in_flight),
             on_exhausted: settings.on_exhausted,
         }
     }
@@ -200,7 +200,7 @@ pub fn parse_start(
     const WHAT: &str = "is \"beginning\", \"end\", a position, a cursor, or a time as in RFC 3339";
     let text = match value {
         Value::Number(number) => {
-            let position = number.as_u64().and_then(Position::new).ok_or(WHAT)?;
+            let position = Whole::of(number).and_then(|number| Position::new(number.0)).ok_or(WHAT)?;
             if partitions.count() > 1 && !one_stream {
                 return Err("a position names no place in a store of several partitions: send a cursor");
             }

@@ -136,7 +136,7 @@ pub struct ConsumerDocument {
 #[schema(as = Seek)]
 pub struct SeekRequest {
     /// As `start` of the group: `"beginning"`, `"end"`, after a position, after a cursor, or a time.
-    #[schema(value_type = Value, example = json!("beginning"))]
+    #[schema(value_type = super::schemas::Start)]
     to: Value,
 }
 

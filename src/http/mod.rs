@@ -30,6 +30,7 @@ mod rates;
 mod reload;
 mod request;
 mod responses;
+mod schemas;
 mod server;
 mod service;
 mod settle;
@@ -213,9 +214,10 @@ pub enum Include {
     Events,
 }
 
-/// Values of `direction`.
+/// Which way to read: versions rise or fall.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
+#[schema(as = Direction)]
 pub enum DirectionName {
     /// Versions rise.
     Forward,

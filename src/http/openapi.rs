@@ -27,6 +27,9 @@ const BEARER: &str = "An API key or a JWT (RFC 6750), where access control is on
                       `consume`, `manage`), each operation names the one that it needs, and patterns of the streams and \
                       groups that they hold for.";
 
+/// Versions as entity tags, as `conditions.rs` reads them: weak ones and bare ones too.
+const CONDITION: &str = r#"^(\*|((W/)?"(0|[1-9][0-9]{0,14})"|0|[1-9][0-9]{0,14})( *, *((W/)?"(0|[1-9][0-9]{0,14})"|0|[1-9][0-9]{0,14}))*)$"#;
+
 /// All but the routes.
 pub fn base() -> Document {
     let mut document = Base::openapi();
@@ -53,8 +56,15 @@ pub fn complete(document: &mut Document) {
             let Some(operation) = operation else { continue };
             for parameter in operation.parameters.iter_mut().flatten() {
                 let RefOr::T(parameter) = parameter else { continue };
-                if let Some(RefOr::T(Schema::Object(schema))) = &mut parameter.schema {
-                    without_null(&mut schema.schema_type);
+                match &mut parameter.schema {
+                    Some(RefOr::T(Schema::Object(schema))) => {
+                        without_null(&mut schema.schema_type);
+                        if matches!(parameter.name.as_str(), "If-Match" | "If-None-Match") {
+                            schema.pattern.get_or_insert_with(|| CONDITION.to_owned());
+                        }
+                    }
+                    Some(RefOr::T(Schema::OneOf(one_of))) => parameter.schema = one_of.items.pop(),
+                    _ => {}
                 }
             }
             secure(operation, &method, path);
@@ -101,7 +111,7 @@ fn without_null(kind: &mut SchemaType) {
         (name = "groups", description = "Consumer groups: every event to one of many workers, at least once"),
         (name = "operations", description = "Probes for orchestrators and gateways"),
     ),
-    components(schemas(ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument, QuotaDocument)),
+    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument, QuotaDocument)),
 )]
 struct Base;
 

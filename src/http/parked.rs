@@ -22,7 +22,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, present, rfc3339},
+    model::{LeaseToken, Partition, Partitions, Position, StreamId, Version, Whole, present, rfc3339},
     store::{Parked, Which},
 };
 
@@ -78,12 +78,12 @@ pub struct ParkedDocument {
 /// Which parked events are meant: one of these members; none: all.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-#[schema(as = WhichParked)]
+#[schema(as = WhichParked, max_properties = 1)]
 pub struct WhichRequest {
     /// The first so many.
     #[serde(default, deserialize_with = "present")]
-    #[schema(value_type = i64, required = false, minimum = 1)]
-    count: Option<u64>,
+    #[schema(value_type = i64, required = false, minimum = 1, maximum = 9_007_199_254_740_991_i64)]
+    count: Option<Whole>,
     /// Those of this stream.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$")]
@@ -192,7 +192,7 @@ pub async fn replay_parked(
     delete, path = "/groups/{group}/parked", operation_id = "dropParked", tag = "groups",
     params(
         ("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
-        ("count" = inline(Option<i64>), Query, description = "The first so many", minimum = 1),
+        ("count" = inline(Option<i64>), Query, description = "The first so many", minimum = 1, maximum = 9_007_199_254_740_991_i64),
         ("stream" = inline(Option<String>), Query, description = "Those of this stream", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("ids" = inline(Option<String>), Query, description = "These: ids of parked events, or leases that they were handed out with, with commas between them", min_length = 1),
     ),
@@ -211,7 +211,7 @@ pub async fn drop_parked(
 ) -> Result<Response, Problem> {
     let query = Query::parse(&query, &["count", "stream", "ids"])?;
     accepts_json(&headers)?;
-    let number = |text: &str| Version::parse(text).map(Version::get);
+    let number = |text: &str| Version::parse(text).map(|number| Whole(number.get()));
     let request = WhichRequest {
         count: query.parsed("count", "a whole number from 1 to 2^53-1", number)?,
         stream: query.get("stream").map(ToOwned::to_owned),
@@ -228,8 +228,8 @@ fn which(request: WhichRequest, partitions: Partitions) -> Result<Which, (&'stat
     match request {
         WhichRequest { count: None, stream: None, ids: None } => Ok(Which::All),
         WhichRequest { count: Some(count), stream: None, ids: None } => {
-            let count = usize::try_from(count).ok().filter(|count| *count > 0);
-            count.map(Which::First).ok_or(("count", "is a whole number of at least 1"))
+            let count = Version::new(count.0).and_then(|count| usize::try_from(count.get()).ok());
+            count.filter(|count| *count > 0).map(Which::First).ok_or(("count", "is a whole number from 1 to 2^53-1"))
         }
         WhichRequest { count: None, stream: Some(stream), ids: None } => {
             StreamId::parse(&stream).map(Which::Stream).ok_or(("stream", "is a stream id"))

@@ -24,7 +24,7 @@ use super::{
     problem::{Code, Problem},
 };
 use crate::{
-    model::{LeaseToken, Partitions, Settled, present, rfc3339},
+    model::{LeaseToken, Partitions, Settled, Whole, present, rfc3339},
     store::Nack,
 };
 
@@ -44,7 +44,7 @@ pub fn router() -> OpenApiRouter<App> {
 #[schema(as = Ack)]
 pub struct AckRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
 }
 
@@ -54,14 +54,14 @@ pub struct AckRequest {
 #[schema(as = Nack)]
 pub struct NackRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// What is to become of the events.
     action: NackAction,
     /// With `retry`: how long to wait, instead of the group's `backoff_ms`.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 0, maximum = 604_800_000)]
-    delay_ms: Option<u64>,
+    delay_ms: Option<Whole>,
     /// Why, for those who look at parked events.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = String, required = false, max_length = 1000, example = "mail server does not answer")]
@@ -86,12 +86,12 @@ pub enum NackAction {
 #[schema(as = Extend)]
 pub struct ExtendRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// How long from now on; absent: the group's `lease_ms`.
     #[serde(default, deserialize_with = "present")]
     #[schema(value_type = i64, required = false, minimum = 1000, maximum = 43_200_000)]
-    lease_ms: Option<u64>,
+    lease_ms: Option<Whole>,
 }
 
 /// What became of an ack.
@@ -215,10 +215,10 @@ pub async fn nack(
         return Err(refuse("reason", &format!("has at most {REASON_MAX} characters")));
     }
     if let Some(delay) = request.delay_ms {
-        check_range(delay, &DELAY_MS).map_err(|why| refuse("delay_ms", &why))?;
+        check_range(delay.0, &DELAY_MS).map_err(|why| refuse("delay_ms", &why))?;
     }
     let (nack, outcome) = match request.action {
-        NackAction::Retry => (Nack::retry(request.delay_ms, reason), "retried"),
+        NackAction::Retry => (Nack::retry(request.delay_ms.map(|delay| delay.0), reason), "retried"),
         _ if request.delay_ms.is_some() => return Err(refuse("delay_ms", "goes with retry only")),
         NackAction::Park => (Nack::park(reason), "parked"),
         NackAction::Skip => (Nack::skip(reason), "skipped"),
@@ -231,7 +231,7 @@ pub async fn nack(
 
 /// Let leases end later
 #[utoipa::path(
-    post, path = "/groups/{group}/extend", operation_id = "extend", tag = "groups",
+    post, path = "/groups/{group}/extend", operation_id = "extendLeases", tag = "groups",
     params(("group" = String, Path, description = "The group", example = "mailer", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$")),
     request_body(content = ExtendRequest, description = "The leases"),
     responses(
@@ -253,11 +253,11 @@ pub async fn extend(
 ) -> Result<Response, Problem> {
     let request: ExtendRequest = read(&app, &query, &headers, body, r#"{"leases","lease_ms"?}"#).await?;
     if let Some(lease) = request.lease_ms {
-        check_range(lease, &LEASE_MS).map_err(|why| refuse("lease_ms", &why))?;
+        check_range(lease.0, &LEASE_MS).map_err(|why| refuse("lease_ms", &why))?;
     }
     let (texts, leases) = tokens(request.leases, app.store.partitions())?;
     let (words, deadlines): (_, Vec<u64>) =
-        app.store.extend(&name, request.lease_ms, &leases).await?.into_iter().unzip();
+        app.store.extend(&name, request.lease_ms.map(|lease| lease.0), &leases).await?.into_iter().unzip();
     let Outcome { done, already, lost } = Outcome::of(&app, "extended", texts, words)?;
     let extended = done.into_iter().map(|(at, lease)| ExtendedLease { lease, deadline: rfc3339(deadlines[at]) });
     Ok(([NO_STORE], Json(ExtendResult { extended: extended.collect(), already, lost })).into_response())

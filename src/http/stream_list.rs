@@ -62,7 +62,7 @@ pub struct StreamListDocument {
     params(
         ("after" = inline(Option<String>), Query, description = "`next` of the page before; absent: from the beginning", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
         ("limit" = inline(Option<i32>), Query, description = "Most streams wanted (default 100)", minimum = 1, maximum = 1000),
-        ("category" = inline(Option<Vec<String>>), Query, description = "Only streams in one of these categories", example = json!(["order"])),
+        ("category" = inline(Option<Vec<super::schemas::Category>>), Query, description = "Only streams in one of these categories", example = json!(["order"])),
     ),
     responses(
         (status = 200, description = "A page", body = StreamListDocument, headers(

@@ -1,6 +1,12 @@
 //! What serde's readers leave unchecked: opaque JSON, and members that are `null`.
 
-use serde::{Deserialize, Deserializer};
+use std::ops::RangeInclusive;
+
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error as _, Unexpected},
+};
+use serde_json::Number;
 
 /// What is wrong with a piece of opaque JSON that parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +23,28 @@ pub enum JsonFault {
 /// Those of `T`.
 pub fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
+}
+
+/// A whole number. To JSON `5.0` is one too (JSON Schema 2020-12 §6.1.1), and some clients write it so.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Whole(pub u64);
+
+impl Whole {
+    /// What a JSON number is, if it is whole and not negative. With a fraction of zero up to 2^53-1: beyond, digits are lost.
+    #[must_use]
+    pub fn of(number: &Number) -> Option<Self> {
+        const EXACT: RangeInclusive<f64> = 0.0..=9_007_199_254_740_991.0;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and in range")]
+        let whole = |number: f64| (number.fract() == 0.0 && EXACT.contains(&number)).then_some(number as u64);
+        number.as_u64().or_else(|| number.as_f64().and_then(whole)).map(Self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = Number::deserialize(deserializer)?;
+        Self::of(&number).ok_or_else(|| D::Error::invalid_value(Unexpected::Other("number"), &"a whole number"))
+    }
 }
 
 /// Makes JSON one line: line breaks between its parts become spaces. Inside a string there are none (RFC 8259 §7).

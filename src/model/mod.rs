@@ -14,6 +14,6 @@ pub use cursor::{Cursor, Fingerprint, Place, StreamCursor};
 pub use error::Error;
 pub use event::{Event, EventId, NewEvent, Retry, check_type};
 pub use group::{Delivery, GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Settled, Start};
-pub use json::{JsonFault, check_opaque_json, present, put_on_one_line};
+pub use json::{JsonFault, Whole, check_opaque_json, present, put_on_one_line};
 pub use stream::{Category, Partition, Partitions, Position, StreamId, Version};
 pub use time::{parse_rfc3339, rfc3339};

@@ -102,7 +102,7 @@ fn every_operation_needs_what_was_decided() {
             "livez" | "readyz" => &[][..],
             "readLog" | "readStream" | "headStream" | "readEvent" | "listStreams" => &["read"],
             "appendEvents" => &["append"],
-            "next" | "postNext" | "ack" | "nack" | "extend" => &["consume"],
+            "takeNext" | "takeNextByPost" | "ack" | "nack" | "extendLeases" => &["consume"],
             "listGroups" | "getGroup" | "listParked" => LOOK,
             "metrics" | "putGroup" | "deleteGroup" | "seekGroup" | "pauseGroup" | "resumeGroup" | "dropParked"
             | "replayParked" => &["manage"],

@@ -41,6 +41,36 @@ test_app! {
 }
 
 test_app! {
+    async fn whole_numbers_may_have_a_fraction_of_zero(app) {
+        let settings = r#"{"lease_ms":2000.0,"max_deliveries":5.0,"max_in_flight":7e0,"backoff_ms":[1.0e3]}"#;
+        let told = app.put("/groups/g", settings).await.expect(201).json()["settings"].clone();
+        let expected = json!({"lease_ms": 2000, "max_deliveries": 5, "max_in_flight": 7, "backoff_ms": [1000]});
+        for (member, value) in expected.as_object().unwrap() {
+            assert_eq!(&told[member], value, "{member}");
+        }
+        append(&app, "order-1", "placed", 2).await;
+        let group = TestGroup::at(&app, "g");
+        let taken = group.next("").await;
+        let lease = leases(&taken)[0];
+        app.post("/groups/g/extend", &[], &format!(r#"{{"leases":["{lease}"],"lease_ms":3000.0}}"#)).await.expect(200);
+        let nack = format!(r#"{{"leases":["{lease}"],"action":"retry","delay_ms":0.0}}"#);
+        app.post("/groups/g/nack", &[], &nack).await.expect(200);
+        app.post("/groups/g/parked/replay", &[], r#"{"count":1.0}"#).await.expect(200);
+        if app.store.partitions().count() == 1 {
+            app.post("/groups/g/seek", &[], r#"{"to":1.0}"#).await.expect(200);
+            assert_eq!(names(&group.next("").await), ["order-1@2"]);
+        }
+        let many = r#"{"count":9007199254740992}"#;
+        app.post("/groups/g/parked/replay", &[], many).await.expect_problem(422, "invalid-group");
+        for number in ["5.5", "-1", "-1.0", "1e300", "\"5\"", "null"] {
+            let body = format!(r#"{{"max_deliveries":{number}}}"#);
+            let problem = app.put("/groups/g", &body).await.expect_problem(400, "invalid-json").json();
+            assert_eq!(problem["errors"][0]["pointer"], "#/max_deliveries", "{number}");
+        }
+    }
+}
+
+test_app! {
     async fn positions_and_cursors_start_a_group_where_they_name_a_place(app) {
         let cursor = append(&app, "order-1", "placed", 3).await["cursor"].clone();
         append(&app, "order-1", "placed", 2).await;
