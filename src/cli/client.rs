@@ -1,11 +1,11 @@
 //! Requests to a running service, repeated while that can help. Only requests that are safe to repeat go through here:
 //! reads, and appends whose events carry ids.
 
-use std::{error::Error, time::Duration};
+use std::{error::Error, io, time::Duration};
 
 use bytes::Bytes;
 use reqwest::{
-    Request, Response, StatusCode, Url,
+    Certificate, ClientBuilder, Request, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderName, HeaderValue},
     redirect,
 };
@@ -114,22 +114,21 @@ impl Client {
     pub fn new(url: &str, credentials: &Credentials, patience: Duration) -> Result<Self, Failure> {
         let base = Url::parse(url).map_err(|error| format!("the address {url:?} cannot be used: {error}"))?;
         match base.scheme() {
-            "http" => {}
-            "https" => return Err("TLS is not built in yet: give --url an http:// address".into()),
-            other => return Err(format!("the address {url:?} begins with {other}: instead of http:").into()),
+            "http" | "https" => {}
+            other => return Err(format!("the address {url:?} begins with {other}: instead of http: or https:").into()),
         }
         if base.query().is_some() || base.fragment().is_some() {
             return Err(format!("the address {url:?} has a ? or # in it; give the part before it").into());
         }
-        let http = reqwest::Client::builder()
+        let http = builder(url, credentials)?
             .user_agent(concat!("streamkeep/", env!("CARGO_PKG_VERSION")))
             // A redirected POST may become a GET, whose 200 would look like an append that was already there.
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            .default_headers(authorization(credentials)?)
-            .build()?;
+            .build()
+            .map_err(|error| format!("there is nothing to check certificates with: {}", cause(&error)))?;
         Ok(Self { http, base, patience })
     }
 
@@ -199,27 +198,60 @@ impl Client {
         if error.is_builder() {
             return error.into();
         }
+        if is_untrusted(&error) {
+            return format!("{} (--ca-cert names a CA to trust)", self.describe(&error)).into();
+        }
         Trouble::Passing { what: self.describe(&error), retry_after: Duration::ZERO }
     }
 
     /// Why the service did not answer, or not to the end, in one line.
     pub fn describe(&self, error: &reqwest::Error) -> String {
         let what = if error.is_timeout() { "does not answer" } else { "cannot be reached" };
-        // The cause is at the bottom: what stands above repeats that a request failed.
-        let mut cause: &dyn Error = error;
-        while let Some(below) = cause.source() {
-            cause = below;
-        }
         // The origin only: the address may hold a password.
-        format!("the service at {} {what}: {cause}", self.base.origin().ascii_serialization())
+        format!("the service at {} {what}: {}", self.base.origin().ascii_serialization(), cause(error))
     }
+}
+
+/// What stands at the bottom: what stands above repeats that a request failed.
+fn cause(error: &dyn Error) -> &dyn Error {
+    error.source().map_or(error, cause)
+}
+
+/// Whether the service's certificate is not to be trusted, which a repeat does not change.
+fn is_untrusted(error: &reqwest::Error) -> bool {
+    fn tls<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner = inner.map(|inner| inner as &(dyn Error + 'static)).or_else(|| error.source());
+        error.downcast_ref().or_else(|| inner.and_then(tls))
+    }
+    tls(error).is_some_and(|error| matches!(error, rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whom a client trusts, and what it shows.
+///
+/// # Errors
+/// Where the token cannot be sent, or the file of CAs cannot be read.
+pub fn builder(url: &str, credentials: &Credentials) -> Result<ClientBuilder, Failure> {
+    let builder = reqwest::Client::builder().default_headers(authorization(credentials)?);
+    let Some(path) = &credentials.ca_cert else {
+        // Those of the system are looked for only where they are needed: a container may have none.
+        let is_plain = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
+        return Ok(if is_plain { builder.tls_certs_only([]) } else { builder });
+    };
+    let read = std::fs::read(path).map_err(Failure::from);
+    let certs = read.and_then(|text| Ok(Certificate::from_pem_bundle(&text)?));
+    let certs = certs.map_err(|error| format!("{}: {error}", path.display()))?;
+    if certs.is_empty() {
+        return Err(format!("{}: there is no certificate in it (PEM)", path.display()).into());
+    }
+    Ok(builder.tls_certs_only(certs))
 }
 
 /// The header that shows the token, if there is one.
 ///
 /// # Errors
 /// Where it has characters that no token has. It is not repeated: it may be a real one with something behind it.
-pub fn authorization(credentials: &Credentials) -> Result<HeaderMap, Failure> {
+fn authorization(credentials: &Credentials) -> Result<HeaderMap, Failure> {
     let mut headers = HeaderMap::new();
     if let Some(token) = &credentials.token {
         let value = HeaderValue::try_from(format!("Bearer {token}"));

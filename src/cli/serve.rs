@@ -10,7 +10,7 @@ use tracing::info;
 use super::{Failure, cancel_on_signal};
 use crate::{
     config::{Migrate, Serve, Storage},
-    http::{self, Access, App, AppState, Limits},
+    http::{self, Access, App, AppState, Limits, ServerOptions},
     redis_server::RedisServer,
     store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
     telemetry,
@@ -24,6 +24,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     let traces = telemetry::start(settings.log_format, &settings.log, settings.otlp_endpoint.as_deref())?;
     let limits = settings.limits()?;
     let access = settings.access.files(settings.listen)?.map(Access::open).transpose()?;
+    let tls = settings.tls.open()?;
     raise_descriptor_limit();
     let shutdown = CancellationToken::new();
     cancel_on_signal(shutdown.clone())?;
@@ -43,10 +44,10 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
     };
     let (server, app) = started;
     let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
-    let access = if app.access.is_some() { "on" } else { "off" };
-    info!(listen = %listener.local_addr()?, %durability, partitions, access, "ready");
+    let [access, tls_too] = [app.access.is_some(), tls.is_some()].map(|is| if is { "on" } else { "off" });
+    info!(listen = %listener.local_addr()?, %durability, partitions, access, tls = tls_too, "ready");
     let admin = admin.map(|admin| tokio::spawn(http::serve_admin(admin, app.clone(), settings.server_options())));
-    http::serve(listener, app, settings.server_options()).await;
+    http::serve(listener, app, ServerOptions { tls, ..settings.server_options() }).await;
     // The probes tell of the drain to its end.
     admin.inspect(JoinHandle::abort);
     if let Some(traces) = traces {

@@ -1,6 +1,6 @@
 //! Settings of the commands that ask a running service, or need none.
 
-use std::path::PathBuf;
+use std::{net::SocketAddr, path::PathBuf};
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
@@ -11,12 +11,16 @@ use crate::{
     model::parse_rfc3339,
 };
 
-/// What a client shows.
+/// What a client shows, and whom it trusts.
 #[derive(Args, Debug)]
 pub struct Credentials {
     /// API key or JWT to show to the service; the variable is better, since others on the machine see options
     #[arg(long, env = "STREAMKEEP_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+
+    /// Where the address is https://, trust the CAs in this file (PEM) in place of the system's
+    #[arg(long, env = "STREAMKEEP_CA_CERT", value_name = "FILE")]
+    pub ca_cert: Option<PathBuf>,
 }
 
 /// What `key` does.
@@ -153,9 +157,17 @@ pub struct Tail {
 /// Settings of `health`.
 #[derive(Args, Debug)]
 pub struct Health {
-    /// Where the service is
-    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
-    pub url: String,
+    /// Where the service is; by default on this machine, as STREAMKEEP_LISTEN and STREAMKEEP_TLS_CERT say
+    #[arg(long, env = "STREAMKEEP_URL")]
+    pub url: Option<String>,
+
+    /// As the service has it
+    #[arg(long, env = "STREAMKEEP_LISTEN", default_value = "127.0.0.1:7070", hide = true)]
+    pub listen: SocketAddr,
+
+    /// As the service has it
+    #[arg(long, env = "STREAMKEEP_TLS_CERT", hide = true)]
+    pub tls_cert: Option<PathBuf>,
 
     /// Who asks
     #[command(flatten)]

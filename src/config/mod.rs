@@ -1,8 +1,10 @@
 //! Every command and every setting. The comments are `--help`, and the table in the README.
 
 mod clients;
+mod tls;
 
 pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Tail};
+pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -67,6 +69,10 @@ pub struct Serve {
     /// Address to listen on
     #[arg(long, env = "STREAMKEEP_LISTEN", default_value = "127.0.0.1:7070")]
     pub listen: SocketAddr,
+
+    /// TLS
+    #[command(flatten)]
+    pub tls: TlsArgs,
 
     /// Who may do what
     #[command(flatten)]
@@ -406,7 +412,7 @@ impl Serve {
         Ok(self.limits.limits(usize::try_from(waiting).unwrap_or(usize::MAX)))
     }
 
-    /// How connections are treated.
+    /// How connections are treated; without TLS, whose files are read once.
     #[must_use]
     pub fn server_options(&self) -> ServerOptions {
         ServerOptions {
@@ -416,6 +422,7 @@ impl Serve {
             drain_delay: Duration::from_secs(self.drain_delay_secs.into()),
             drain_timeout: Duration::from_secs(self.drain_timeout_secs.into()),
             trusted_proxies: self.trusted_proxies.clone().into(),
+            tls: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::{
         Arc,
@@ -17,7 +18,6 @@ use axum::http::StatusCode;
 use bytes::{Buf as _, Bytes};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Instant, Sleep},
 };
 
@@ -46,6 +46,8 @@ const BUSY: u8 = 1;
 const ANSWERED: u8 = 2;
 /// Kept open for further requests.
 const IDLE: u8 = 3;
+/// In HTTP/2 all of that goes on at once, and `http2.rs` watches over it.
+const SHARED: u8 = 4;
 
 impl Phase {
     /// A head has been parsed; the request is at work until the guard is dropped.
@@ -53,6 +55,11 @@ impl Phase {
         self.0.turn.store(BUSY, Relaxed);
         self.0.unread.store(false, Relaxed);
         Busy(self.clone())
+    }
+
+    /// The first request of HTTP/2 has come.
+    pub fn shared(&self) {
+        self.0.turn.store(SHARED, Relaxed);
     }
 
     fn is(&self, turn: u8) -> bool {
@@ -92,8 +99,9 @@ impl Drop for Busy {
 }
 
 /// A connection that ends where its client takes too long.
-pub struct Watched {
-    stream: TcpStream,
+pub struct Watched<S> {
+    stream: S,
+    peer: SocketAddr,
     phase: Phase,
     head_timeout: Duration,
     stall_timeout: Duration,
@@ -108,13 +116,14 @@ pub struct Watched {
     lingering: bool,
 }
 
-impl Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> Watched<S> {
     /// Gives a head `head_timeout` from its first byte (the first of a connection: from now), and a client that takes
     /// no byte of its answer `stall_timeout`.
-    pub fn new(stream: TcpStream, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
+    pub fn new(stream: S, peer: SocketAddr, phase: Phase, head_timeout: Duration, stall_timeout: Duration) -> Self {
         let reading = Box::pin(tokio::time::sleep(head_timeout));
         Self {
             stream,
+            peer,
             phase,
             head_timeout,
             stall_timeout,
@@ -152,7 +161,7 @@ impl Watched {
 
     /// Sends a whole answer in place of hyper's, which has no body.
     fn poll_refuse(&mut self, context: &mut Context<'_>, bare: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(mut refusal) = self.refusal.take().or_else(|| in_full(bare)) else {
+        let Some(mut refusal) = self.refusal.take().or_else(|| in_full(bare, &self.lengths)) else {
             return self.poll_send(context, bare);
         };
         // The client may still be sending what has been refused.
@@ -170,7 +179,7 @@ impl Watched {
         Poll::Ready(Ok(bare.len()))
     }
 
-    /// Ends a write that no byte moves in for too long.
+    /// Ends a write that no byte moves in for too long. (With TLS flushing and closing write too.)
     fn unless_stalled<T>(&mut self, written: Poll<io::Result<T>>, context: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.writing = None;
@@ -178,12 +187,12 @@ impl Watched {
         }
         let timer = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.stall_timeout)));
         ready!(timer.as_mut().poll(context));
-        tracing::info!(client = ?self.stream.peer_addr().ok(), "closed: the client takes nothing of its answer");
+        tracing::info!(client = %self.peer, "closed: the client takes nothing of its answer");
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let had = into.filled().len();
         let read = Pin::new(&mut self.stream).poll_read(context, into);
@@ -201,7 +210,7 @@ impl AsyncRead for Watched {
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         if self.is_refusing() { self.poll_refuse(context, bytes) } else { self.poll_send(context, bytes) }
     }
@@ -225,12 +234,14 @@ impl AsyncWrite for Watched {
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // hyper flushes when it has nothing left to write: an answer, if there is one, has gone.
         self.phase.moves(ANSWERED, IDLE);
-        Pin::new(&mut self.stream).poll_flush(context)
+        let flushed = Pin::new(&mut self.stream).poll_flush(context);
+        self.unless_stalled(flushed, context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.lingering {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+            let shut = Pin::new(&mut self.stream).poll_shutdown(context);
+            ready!(self.unless_stalled(shut, context))?;
             if !self.phase.0.unread.load(Relaxed) {
                 return Poll::Ready(Ok(()));
             }
@@ -250,11 +261,15 @@ impl AsyncWrite for Watched {
 }
 
 /// hyper's refusal, which has no body, with the fields and the document that every failure has. `None` where it is none.
-fn in_full(bare: &[u8]) -> Option<Bytes> {
+fn in_full(bare: &[u8], head: &LengthFields) -> Option<Bytes> {
     let (status_line, fields) = std::str::from_utf8(bare).ok()?.split_once("\r\n")?;
-    let status: StatusCode = status_line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse().ok()?;
+    let (version, status) = status_line.split_once(' ').filter(|(version, _)| version.starts_with("HTTP/1."))?;
+    let status: StatusCode = status.get(..3)?.parse().ok()?;
+    // Where its buffer is full hyper does not say of what.
+    let too_large = status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+    let status = if too_large && head.in_request_line() { StatusCode::URI_TOO_LONG } else { status };
     let answer = request::unreadable(status)?;
-    let mut text = format!("{status_line}\r\n").into_bytes();
+    let mut text = format!("{version} {status}\r\n").into_bytes();
     let date = fields.lines().find(|field| field.starts_with("date:")).map(str::as_bytes);
     let ours =
         answer.headers().iter().map(|(name, value)| [name.as_str().as_bytes(), value.as_bytes()].join(&b": "[..]));

@@ -50,6 +50,11 @@ impl LengthFields {
         self.count
     }
 
+    /// Whether the head's first line has not ended yet.
+    pub fn in_request_line(&self) -> bool {
+        self.part == Part::RequestLine
+    }
+
     fn read_line(&mut self, line: &[u8]) {
         let blank = matches!(line, b"\n" | b"\r\n");
         match self.part {

@@ -19,6 +19,7 @@ pub mod fuzz;
 mod group_settings;
 mod groups;
 mod head;
+mod http2;
 mod json;
 mod log;
 mod metrics;
@@ -34,6 +35,7 @@ mod service;
 mod settle;
 mod stream_list;
 mod streams;
+mod tls;
 mod trace;
 
 use std::{
@@ -54,6 +56,7 @@ pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use rates::RateLimit;
 pub use server::{ServerOptions, serve, serve_admin};
+pub use tls::Tls;
 
 use extract::Query;
 use metrics::Metrics;

@@ -125,16 +125,27 @@ pub fn refusal<B>(request: &Request<B>) -> Option<Problem> {
             "A request says once how long its body is: by Content-Length or by Transfer-Encoding (RFC 9112 §6).";
         return Some(Problem::new(Code::InvalidRequest, detail));
     }
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let good_host = match (hosts.next(), hosts.next()) {
-        (Some(host), None) => is_host(host.as_bytes()),
-        (None, _) => request.version() < Version::HTTP_11,
-        (Some(_), Some(_)) => false,
-    };
-    if good_host {
+    if has_host(request) {
         return None;
     }
     Some(Problem::new(Code::InvalidRequest, "A request has one Host field, with a host in it (RFC 9112 §3.2)."))
+}
+
+/// Whether a request says which host it is for, once. In HTTP/2 `:authority` does, or `Host`, or both alike (RFC 9113
+/// §8.3.1).
+fn has_host<B>(request: &Request<B>) -> bool {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let authority = request.uri().authority().filter(|_| request.version() == Version::HTTP_2);
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) => {
+            let same = |authority: &Authority| authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes());
+            is_host(host.as_bytes()) && authority.is_none_or(same)
+        }
+        (None, _) => {
+            request.version() < Version::HTTP_11 || authority.is_some_and(|host| is_host(host.as_str().as_bytes()))
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// A host and its port, or nothing (RFC 9110 §7.2).

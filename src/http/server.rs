@@ -9,17 +9,23 @@ use std::{
     time::Duration,
 };
 
-use axum::{body::HttpBody, http::Request};
+use axum::{
+    body::{Body, Bytes, HttpBody},
+    http::{Method, Request, Version},
+};
 use hyper::{
     body::{Frame, Incoming, SizeHint},
-    server::conn::http1,
     service::service_fn,
 };
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::conn::auto::Builder,
+};
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::Semaphore,
 };
@@ -35,8 +41,10 @@ use super::{
     caller::Caller,
     connection::{Busy, Phase, Watched},
     head::TwoLengths,
+    http2::{Pieces, Requests, Shared, Tasks},
     metrics::Held,
     service::{Answers, admin_service, service},
+    tls::Tls,
 };
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
@@ -45,8 +53,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Most bytes of a connection that wait to be written, or of a head that wait to be read.
 const BUFFER_MAX: usize = 64 * 1024;
 
+/// Most requests at once on a connection of HTTP/2.
+const REQUESTS_MAX: u32 = 128;
+/// Most requests on one that the client takes back before they are begun ("rapid reset", CVE-2023-44487).
+const TAKEN_BACK_MAX: usize = 20;
+/// Bytes of bodies that a client of HTTP/2 may send before they are read: of one request, and of a connection.
+const WINDOWS: (u32, u32) = (256 * 1024, 1024 * 1024);
+/// How often it is asked on a connection of HTTP/2 whether the client is still there, and how long it may take to say so.
+const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(20));
+
 /// How connections are treated.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ServerOptions {
     /// Most connections at once; further ones wait in the kernel's queue.
     pub connections_max: usize,
@@ -60,6 +77,8 @@ pub struct ServerOptions {
     pub drain_timeout: Duration,
     /// Gateways that are believed when they tell who called.
     pub trusted_proxies: Arc<[IpNet]>,
+    /// Speak TLS, with this certificate.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for ServerOptions {
@@ -72,6 +91,7 @@ impl Default for ServerOptions {
             drain_delay: Duration::ZERO,
             drain_timeout: Duration::from_secs(8),
             trusted_proxies: Arc::default(),
+            tls: None,
         }
     }
 }
@@ -81,6 +101,7 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     let shutdown = app.shutdown.clone();
     let closing = app.closing.clone();
     let _watching = app.access.clone().map(|access| AbortOnDropHandle::new(tokio::spawn(access.watch())));
+    let _watching_too = options.tls.clone().map(|tls| AbortOnDropHandle::new(tokio::spawn(tls.watch())));
     let connections = TaskTracker::new();
     let open = app.metrics.connections.clone();
     let accept = accept_all(&listener, service(app), &options, &closing, &connections, &open);
@@ -102,9 +123,10 @@ pub async fn serve(listener: TcpListener, app: App, options: ServerOptions) {
     }
 }
 
-/// Serves what operators alone may reach, until it is dropped.
+/// Serves what operators alone may reach, without TLS, until it is dropped.
 pub async fn serve_admin(listener: TcpListener, app: App, options: ServerOptions) {
     let open = app.metrics.connections.clone();
+    let options = ServerOptions { tls: None, ..options };
     accept_all(&listener, admin_service(app), &options, &CancellationToken::new(), &TaskTracker::new(), &open).await;
 }
 
@@ -134,34 +156,58 @@ async fn accept_all(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    service: impl Answers<Incoming>,
+    service: impl Answers<Incoming> + 'static,
     options: ServerOptions,
     closing: CancellationToken,
 ) {
-    let phase = Phase::default();
-    let stream = Watched::new(stream, phase.clone(), options.header_timeout, options.idle_timeout);
+    let Some(tls) = options.tls.clone() else { return serve_on(stream, peer, service, options, closing).await };
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout(options.header_timeout, tls.accept(stream)) => accepted,
+        () = closing.cancelled() => return,
+    };
+    match accepted {
+        // In a box: what TLS needs is large, and connections without it are not to have room for it.
+        Ok(Ok(stream)) => Box::pin(serve_on(stream, peer, service, options, closing)).await,
+        Ok(Err(error)) => debug!(client = %peer, %error, "no TLS"),
+        Err(_) => debug!(client = %peer, "no TLS in time"),
+    }
+}
+
+/// Serves HTTP on a stream to its end.
+async fn serve_on(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    peer: SocketAddr,
+    service: impl Answers<Incoming> + 'static,
+    options: ServerOptions,
+    closing: CancellationToken,
+) {
+    let (phase, requests) = (Phase::default(), Requests::default());
+    let stream = Watched::new(stream, peer, phase.clone(), options.header_timeout, options.idle_timeout);
+    let (builder, idle) = (builder(&options, peer), requests.clone());
+    let (idle_timeout, end_timeout) = (options.idle_timeout, options.header_timeout);
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (busy, service) = (phase.busy(), service.clone());
-        if busy.has_two_lengths() {
+        let work = Work::begin(&request, &phase, &requests);
+        if work.has_two_lengths() {
             request.extensions_mut().insert(TwoLengths);
         }
         let caller = Caller::of(peer.ip(), request.headers(), &options.trusted_proxies);
         request.extensions_mut().insert(caller);
         let has_body = !request.body().is_end_stream();
+        // hyper leaves out the body of an answer to HEAD in HTTP/1 alone.
+        let without_body = request.version() == Version::HTTP_2 && request.method() == Method::HEAD;
+        let service = service.clone();
         // hyper keeps room for this as long as the connection lives: of each feed, and of each idle connection.
         Box::pin(async move {
-            let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
-            if has_body && response.status().is_client_error() {
-                busy.leaves_body_unread();
+            let mut response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
+            if without_body {
+                *response.body_mut() = Body::empty();
             }
-            Ok::<_, Infallible>(response.map(|body| AtWork { body, _busy: busy }))
+            if has_body && response.status().is_client_error() {
+                work.leaves_body_unread();
+            }
+            Ok::<_, Infallible>(response.map(|body| AtWork { body, pieces: Pieces::of_task(), _work: work }))
         })
     });
-    let mut builder = http1::Builder::new();
-    // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
-    builder.timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
-    // What a feed may have on its way to a client that reads slowly.
-    builder.max_buf_size(BUFFER_MAX);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
         ended = &mut connection => ended,
@@ -169,9 +215,57 @@ async fn connection(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = idle.idle(idle_timeout) => {
+            connection.as_mut().graceful_shutdown();
+            // The client is asked whether it has noticed; it may be dead.
+            tokio::time::timeout(end_timeout, connection).await.unwrap_or(Ok(()))
+        }
     };
     if let Err(error) = ended {
-        debug!(%error, "connection ended");
+        debug!(error, "connection ended");
+    }
+}
+
+/// How hyper treats a connection.
+fn builder(options: &ServerOptions, peer: SocketAddr) -> Builder<Tasks> {
+    let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout, peer });
+    // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
+    // What a feed may have on its way to a client that reads slowly.
+    builder.http1().max_buf_size(BUFFER_MAX);
+    let mut http2 = builder.http2();
+    http2.timer(TokioTimer::new()).keep_alive_interval(PING.0).keep_alive_timeout(PING.1);
+    http2.max_concurrent_streams(REQUESTS_MAX).max_pending_accept_reset_streams(TAKEN_BACK_MAX);
+    http2.initial_stream_window_size(WINDOWS.0).initial_connection_window_size(WINDOWS.1);
+    http2.max_send_buf_size(BUFFER_MAX / 4);
+    // Above the limit of `request.rs`, which answers with a document.
+    http2.max_header_list_size(64 * 1024);
+    builder
+}
+
+/// A request at work on its connection.
+enum Work {
+    Alone(Busy),
+    Among { _others: Shared },
+}
+
+impl Work {
+    fn begin<B>(request: &Request<B>, phase: &Phase, requests: &Requests) -> Self {
+        if request.version() == Version::HTTP_2 {
+            phase.shared();
+            return Self::Among { _others: requests.begin() };
+        }
+        Self::Alone(phase.busy())
+    }
+
+    fn has_two_lengths(&self) -> bool {
+        matches!(self, Self::Alone(busy) if busy.has_two_lengths())
+    }
+
+    fn leaves_body_unread(&self) {
+        if let Self::Alone(busy) = self {
+            busy.leaves_body_unread();
+        }
     }
 }
 
@@ -200,20 +294,25 @@ pin_project! {
     struct AtWork<B> {
         #[pin]
         body: B,
-        _busy: Busy,
+        pieces: Option<Pieces>,
+        _work: Work,
     }
 }
 
-impl<B: HttpBody> HttpBody for AtWork<B> {
-    type Data = B::Data;
+impl<B: HttpBody<Data = Bytes>> HttpBody for AtWork<B> {
+    type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        self.project().body.poll_frame(context)
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.project();
+        match this.pieces {
+            Some(pieces) => pieces.next(|| this.body.poll_frame(context)),
+            None => this.body.poll_frame(context),
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.pieces.as_ref().is_none_or(Pieces::is_empty) && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

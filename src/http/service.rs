@@ -139,7 +139,7 @@ async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) 
     router.oneshot(request).await.unwrap_or_else(|never| match never {})
 }
 
-/// Who lets requests in, to what, and counts them.
+/// Who lets requests in, to what, and how many, and counts them.
 #[derive(Clone)]
 struct Guard {
     access: Option<Arc<Access>>,

@@ -2,9 +2,8 @@
 
 pub mod traces;
 
-use std::io::IsTerminal as _;
+use std::{error::Error, io::IsTerminal as _};
 
-use opentelemetry_otlp::ExporterBuildError;
 use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use traces::Traces;
@@ -32,7 +31,11 @@ pub fn check_filter(filter: &str) -> Result<String, String> {
 ///
 /// # Errors
 /// An address of a collector that cannot be used.
-pub fn start(format: LogFormat, filter: &str, otlp: Option<&str>) -> Result<Option<Traces>, ExporterBuildError> {
+pub fn start(
+    format: LogFormat,
+    filter: &str,
+    otlp: Option<&str>,
+) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
     let traces = otlp.map(Traces::to).transpose()?;
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour);

@@ -3,13 +3,14 @@
 //! Spans are those of the crate `tracing`, with a target of their own. Without an exporter nobody wants that target, and
 //! each costs a look at one flag.
 
-use std::{env, sync::Arc, time::Duration};
+use std::{env, error::Error, sync::Arc, thread, time::Duration};
 
 use axum::http::{HeaderMap, Method, StatusCode};
 use opentelemetry::{global, trace::TracerProvider as _};
 use opentelemetry_http::{HeaderExtractor, HeaderInjector};
-use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig as _};
+use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::{Resource, propagation::TraceContextPropagator, trace::SdkTracerProvider};
+use reqwest::blocking::Client;
 use tracing::{Span, Subscriber, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::{Layer, filter::Targets, registry::LookupSpan};
@@ -29,12 +30,13 @@ impl Traces {
     ///
     /// # Errors
     /// An endpoint that cannot be used.
-    pub fn to(endpoint: &str) -> Result<Self, ExporterBuildError> {
+    pub fn to(endpoint: &str) -> Result<Self, Box<dyn Error + Send + Sync>> {
         let exporter = SpanExporter::builder()
             .with_http()
             .with_protocol(Protocol::HttpBinary)
             .with_endpoint(format!("{}/v1/traces", endpoint.trim_end_matches('/')))
             .with_timeout(EXPORT_TIMEOUT)
+            .with_http_client(client()?)
             .build()?;
         let resource = Resource::builder();
         let resource = match env::var_os("OTEL_SERVICE_NAME") {
@@ -62,6 +64,13 @@ impl Traces {
             tracing::warn!(%error, "the last spans were not sent");
         }
     }
+}
+
+/// What asks the collector. The exporter's own would look for the system's CAs, which a container may not have, and which
+/// plain HTTP does not need. It is made on a thread, for it blocks.
+fn client() -> reqwest::Result<Client> {
+    let build = || Client::builder().timeout(EXPORT_TIMEOUT).tls_certs_only([]).build();
+    thread::scope(|scope| scope.spawn(build).join().expect("it does not panic"))
 }
 
 /// The span of a request, which goes on with the trace of its `traceparent`; the request's header is then the span itself,

@@ -91,6 +91,8 @@ pub struct TestConfig {
     pub listen: String,
     pub access: Option<Arc<Access>>,
     pub rate_limits: Vec<RateLimit>,
+    /// What asks it.
+    pub client: reqwest::ClientBuilder,
 }
 
 /// An instance of the service.
@@ -139,6 +141,7 @@ impl TestApp {
             listen: "127.0.0.1:0".to_owned(),
             access: None,
             rate_limits: Vec::new(),
+            client: reqwest::Client::builder(),
         };
         change(&mut config);
         let TestConfig {
@@ -153,6 +156,7 @@ impl TestApp {
             listen,
             access,
             rate_limits,
+            client,
         } = config;
         let store = Store::open(store).await.unwrap();
         let shutdown = CancellationToken::new();
@@ -171,15 +175,16 @@ impl TestApp {
             metrics_here: true,
         };
         let listener = TcpListener::bind(listen).await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if server.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let served: JoinHandle<()> = tokio::spawn(serve(listener, App::new(state), server));
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = client.no_proxy().build().unwrap();
         Self { redis, url, client, store, shutdown, served: AbortOnDropHandle::new(served) }
     }
 
     /// `host:port`, for raw sockets.
     pub fn address(&self) -> &str {
-        self.url.strip_prefix("http://").unwrap()
+        self.url.split_once("://").unwrap().1
     }
 
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {

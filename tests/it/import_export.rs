@@ -403,7 +403,7 @@ async fn a_service_that_does_not_run_is_a_clear_failure_in_bounded_time() {
 #[tokio::test]
 async fn addresses_that_cannot_work_are_refused_at_once() {
     for (url, what) in [
-        ("https://localhost:1", "TLS is not built in yet"),
+        ("ftp://localhost", "begins with ftp:"),
         ("localhost:7070", "begins with localhost:"),
         ("nonsense", "cannot be used"),
         ("http://localhost/?a=b", "has a ? or #"),

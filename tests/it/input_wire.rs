@@ -147,7 +147,7 @@ async fn what_is_no_http_1_is_refused_or_closed() {
     for bytes in [
         b"GET /livez\r\n\r\n".to_vec(),
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03hello\r\n\r\n".to_vec(),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        b"PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n".to_vec(),
         b"*1\r\n$4\r\nPING\r\n\r\n".to_vec(),
         garbage,
         vec![0; 4_096],

@@ -51,6 +51,7 @@ mod groups_wakeup;
 #[cfg(target_os = "linux")]
 mod guard;
 mod history;
+mod http2;
 mod import_export;
 mod input;
 mod input_answers;
@@ -78,7 +79,9 @@ mod readme;
 mod record;
 mod redis_server;
 mod retry;
+mod slow;
 mod tail;
 mod tidy;
+mod tls;
 mod traces;
 mod verify;
