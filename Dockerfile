@@ -2,13 +2,17 @@
 # Whole names, because Podman knows no registry by default.
 FROM docker.io/library/rust:1.95-bookworm AS build
 WORKDIR /src
+# Debug information would be three quarters of the program; backtraces keep the names of functions.
+ENV CARGO_PROFILE_RELEASE_DEBUG=false
 COPY Cargo.toml Cargo.lock ./
+# What the manifest names, all of it empty: tests and benches are not built here.
+RUN mkdir -p src tests/it benches/http && touch src/lib.rs tests/it/main.rs benches/http/main.rs && echo 'fn main() {}' > src/main.rs
+# The dependencies, in a layer of their own: it holds until they change.
+RUN cargo build --release --locked --bin streamkeep
 COPY src src
 COPY migrations-lua migrations-lua
-# The manifest names them; they are not built here.
-RUN mkdir -p tests/it benches/http && touch tests/it/main.rs benches/http/main.rs
-# Debug information would be three quarters of the program; backtraces keep the names of functions.
-RUN CARGO_PROFILE_RELEASE_DEBUG=false cargo build --release --locked --bin streamkeep
+# The files copied may be older than the empty ones, and Cargo goes by the time.
+RUN touch src/lib.rs src/main.rs && cargo build --release --locked --bin streamkeep
 
 FROM docker.io/library/debian:bookworm-slim
 RUN apt-get update \

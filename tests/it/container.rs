@@ -22,8 +22,12 @@ fn copied(dockerfile: &str) -> TempDir {
     for line in build_stage(dockerfile) {
         if let Some(paths) = line.strip_prefix("COPY ") {
             let (sources, target) = paths.rsplit_once(' ').unwrap();
-            let sources: Vec<_> = sources.split(' ').map(|path| format!("'{}'", root().join(path).display())).collect();
-            sh(folder.path(), &format!("cp -R {} {target}", sources.join(" ")));
+            for source in sources.split(' ').map(|path| root().join(path)) {
+                // A folder's content goes into the target, as in an image.
+                let content = if source.is_dir() { "/." } else { "" };
+                let copy = format!("mkdir -p {target} && cp -R '{}{content}' {target}", source.display());
+                sh(folder.path(), &copy);
+            }
         } else if let Some(command) = line.strip_prefix("RUN ").filter(|command| !command.contains("cargo build")) {
             sh(folder.path(), command);
         }

@@ -1,11 +1,10 @@
 //! Shell completions, and the manual.
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-};
+use std::{fs, process::Command};
 
 use tempfile::TempDir;
+
+use crate::readme::is_there;
 
 fn streamkeep(arguments: &[&str]) -> Vec<u8> {
     let output = Command::new(env!("CARGO_BIN_EXE_streamkeep")).args(arguments).output().unwrap();
@@ -29,14 +28,20 @@ fn completed(script: &str, line: &str) -> String {
 
 #[test]
 fn shells_complete_commands_and_options() {
+    let folder = TempDir::new().unwrap();
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = String::from_utf8(streamkeep(&["completions", shell])).unwrap();
         assert!(script.contains("admin-listen"), "{shell}");
-        if shell != "bash" || Command::new("bash").arg("--version").stdout(Stdio::null()).status().is_err() {
-            continue;
+        if ["bash", "zsh", "fish"].contains(&shell) && is_there(shell) {
+            let path = folder.path().join(shell);
+            fs::write(&path, &script).unwrap();
+            let output = Command::new(shell).arg("-n").arg(&path).output().unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{shell}: {output:?}");
         }
-        assert_eq!(completed(&script, "streamkeep exp"), "export\n");
-        assert_eq!(completed(&script, "streamkeep serve --admin"), "--admin-listen\n");
+        if shell == "bash" && is_there(shell) {
+            assert_eq!(completed(&script, "streamkeep exp"), "export\n");
+            assert_eq!(completed(&script, "streamkeep serve --admin"), "--admin-listen\n");
+        }
     }
 }
 
@@ -51,6 +56,13 @@ fn every_command_has_a_page_of_the_manual() {
     for command in commands.filter(|name| name.chars().all(|c| c.is_ascii_lowercase())) {
         let page = pages.join(format!("streamkeep-{command}.1"));
         assert!(fs::read_to_string(&page).is_ok_and(|page| page.contains(".SH SYNOPSIS")), "{}", page.display());
+    }
+    if is_there("groff") {
+        for page in fs::read_dir(&pages).unwrap() {
+            let output = Command::new("groff").args(["-man", "-ww", "-Tutf8", "-z"]).arg(page.unwrap().path()).output();
+            let output = output.unwrap();
+            assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        }
     }
     let serve = fs::read_to_string(pages.join("streamkeep-serve.1")).unwrap();
     assert!(serve.contains("STREAMKEEP_LISTEN"), "{serve}");
