@@ -51,7 +51,7 @@ pub struct Readiness {
 #[utoipa::path(get, path = "/livez", operation_id = "livez", tag = "operations", responses(
     (status = 200, description = "Yes", body = Alive, headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-    (status = 400, response = super::responses::BadRequest),
+    (status = 400, response = super::document::BadRequest),
 ))]
 pub async fn livez() -> Response {
     ([NO_STORE], Json(Alive { status: "alive", version: env!("CARGO_PKG_VERSION") })).into_response()
@@ -64,8 +64,8 @@ pub async fn livez() -> Response {
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "operations", responses(
     (status = 200, description = "Ready", body = Readiness, headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-    (status = 400, response = super::responses::BadRequest),
-    (status = 503, response = super::responses::NotReady),
+    (status = 400, response = super::document::BadRequest),
+    (status = 503, response = super::document::NotReady),
 ))]
 pub async fn readyz(State(app): State<App>) -> Response {
     let mut checks = match app.store.check_health().await {

@@ -69,7 +69,7 @@ pub struct EventRequest<'a> {
     id: Option<Cow<'a, str>>,
     /// What happened.
     #[serde(rename = "type", borrow)]
-    #[schema(value_type = super::schemas::EventType)]
+    #[schema(value_type = super::document::EventType)]
     kind: Cow<'a, str>,
     /// Any JSON up to 1 MiB; comes back byte for byte.
     #[serde(borrow)]
@@ -78,7 +78,7 @@ pub struct EventRequest<'a> {
     /// A JSON object up to 64 KiB; comes back byte for byte, `{}` if absent. With a `traceparent` the request's trace
     /// comes behind.
     #[serde(borrow, default, deserialize_with = "present")]
-    #[schema(value_type = super::schemas::Metadata, required = false)]
+    #[schema(value_type = super::document::Metadata, required = false)]
     metadata: Option<&'a RawValue>,
 }
 
@@ -141,13 +141,13 @@ pub struct AppendResult {
         (status = 200, description = "They were there already", body = AppendResult, headers(
             ("ETag" = String, description = "Version of the last of them, quoted"), ("Location" = String, description = "The first event, relative"),
             ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 409, response = super::responses::Conflict),
-        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
-        (status = 408, response = super::responses::RequestTimeout), (status = 410, response = super::responses::Gone),
-        (status = 413, response = super::responses::TooLarge), (status = 415, response = super::responses::UnsupportedMediaType),
-        (status = 422, response = super::responses::Unprocessable), (status = 428, response = super::responses::PreconditionRequired),
-        (status = 503, response = super::responses::Unavailable), (status = 504, response = super::responses::OutcomeUnknown),
-        (status = 507, response = super::responses::StorageFull),
+        (status = 409, response = super::document::Conflict),
+        (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
+        (status = 408, response = super::document::RequestTimeout), (status = 410, response = super::document::Gone),
+        (status = 413, response = super::document::TooLarge), (status = 415, response = super::document::UnsupportedMediaType),
+        (status = 422, response = super::document::Unprocessable), (status = 428, response = super::document::PreconditionRequired),
+        (status = 503, response = super::document::Unavailable), (status = 504, response = super::document::OutcomeUnknown),
+        (status = 507, response = super::document::StorageFull),
     )
 )]
 pub async fn append_events(

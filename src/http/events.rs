@@ -40,7 +40,7 @@ pub struct EventDocument {
     #[schema(value_type = Value, example = json!({"total": 42}))]
     data: (),
     /// As it was sent, byte for byte.
-    #[schema(value_type = super::schemas::Metadata)]
+    #[schema(value_type = super::document::Metadata)]
     metadata: (),
 }
 

@@ -21,11 +21,13 @@ use super::{
     conditions::{Conditions, condition},
     extract::{IDEMPOTENCY_KEY, Query, idempotency_key},
     feeds::{LAST_EVENT_ID, last_event_id},
-    group_settings::SettingsDocument,
+    groups::{
+        settings::SettingsDocument,
+        settle::{AckRequest, ExtendRequest, NackRequest},
+    },
     json,
     problem::Problem,
     request,
-    settle::{AckRequest, ExtendRequest, NackRequest},
     trace::{TRACEPARENT, TRACESTATE, Trace},
 };
 use crate::model::{

@@ -55,8 +55,8 @@ pub struct LogPageDocument {
         ("after" = inline(Option<String>), Query, description = "`next` of the page before, the id of an event of a feed, `beginning` (default) or `end`; going backward: the events before that one, by default from the end", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
         ("from_time" = inline(Option<String>), Query, description = "Instead of `after`: from the first event stored at or after this time on (RFC 3339)", example = "2026-11-23T12:00:00Z", format = DateTime),
         ("limit" = inline(Option<i32>), Query, description = "Most events wanted (default 100); ends a feed, which otherwise has no limit", minimum = 1, maximum = 1000),
-        ("category" = inline(Option<Vec<super::schemas::Category>>), Query, description = "Only events of streams in one of these categories", example = json!(["order"])),
-        ("type" = inline(Option<Vec<super::schemas::EventType>>), Query, description = "Only events of one of these types", example = json!(["order-placed"])),
+        ("category" = inline(Option<Vec<super::document::Category>>), Query, description = "Only events of streams in one of these categories", example = json!(["order"])),
+        ("type" = inline(Option<Vec<super::document::EventType>>), Query, description = "Only events of one of these types", example = json!(["order-placed"])),
         ("stream" = inline(Option<String>), Query, description = "Only events of this stream", example = "order-12345", min_length = 1, max_length = 200, pattern = "^[A-Za-z0-9._~:@+-]+$"),
         ("partition" = inline(Option<i32>), Query, description = "Only this partition", minimum = 0, maximum = 127),
         ("direction" = Option<super::DirectionName>, Query, description = "`forward` (default) or `backward`; backward with several partitions needs `partition`"),
@@ -68,8 +68,8 @@ pub struct LogPageDocument {
         (status = 200, description = "A page, or a feed",
             content((LogPageDocument = "application/json"), (String = "text/event-stream"), (String = "application/x-ndjson")), headers(
             ("Cache-Control" = String, description = "`private, no-cache`; of feeds `no-cache, no-transform`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
-        (status = 409, response = super::responses::Diverged), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
+        (status = 409, response = super::document::Diverged), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn read_log(

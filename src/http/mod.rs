@@ -8,35 +8,25 @@ mod append;
 mod body;
 mod caller;
 mod conditions;
-mod connection;
 mod cors;
-mod deliveries;
+mod document;
 mod events;
 mod extract;
 mod feeds;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
-mod group_settings;
 mod groups;
-mod head;
-mod http2;
 mod json;
 mod log;
 mod metrics;
-mod openapi;
-mod parked;
 mod problem;
 mod rates;
 mod reload;
 mod request;
-mod responses;
-mod schemas;
 mod server;
 mod service;
-mod settle;
 mod stream_list;
 mod streams;
-mod tls;
 mod trace;
 
 use std::{
@@ -56,8 +46,7 @@ pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use caller::{Caller, parse_network};
 pub use problem::{Code, Problem, ProblemDocument};
 pub use rates::RateLimit;
-pub use server::{ServerOptions, serve, serve_admin};
-pub use tls::Tls;
+pub use server::{ServerOptions, Tls, serve, serve_admin};
 
 use extract::Query;
 use metrics::Metrics;
@@ -233,7 +222,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 
 /// All routes with their descriptions.
 fn routes() -> OpenApiRouter<App> {
-    let base = OpenApiRouter::with_openapi(openapi::base());
+    let base = OpenApiRouter::with_openapi(document::base());
     let parts = [
         append::router(),
         streams::router(),
@@ -244,7 +233,7 @@ fn routes() -> OpenApiRouter<App> {
         metrics::router(),
     ];
     let mut routes = parts.into_iter().fold(base, OpenApiRouter::merge);
-    openapi::complete(routes.get_openapi_mut());
+    document::complete(routes.get_openapi_mut());
     routes
 }
 

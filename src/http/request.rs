@@ -16,9 +16,9 @@ use super::{
     addresses::Addresses,
     caller::Caller,
     extract::{ACCEPT_POST, JSON},
-    head::TwoLengths,
     metrics::Metrics,
     problem::{Code, Problem},
+    server::TwoLengths,
 };
 use crate::telemetry::traces;
 

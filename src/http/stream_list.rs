@@ -62,13 +62,13 @@ pub struct StreamListDocument {
     params(
         ("after" = inline(Option<String>), Query, description = "`next` of the page before; absent: from the beginning", min_length = 1, pattern = "^[A-Za-z0-9_-]+$"),
         ("limit" = inline(Option<i32>), Query, description = "Most streams wanted (default 100)", minimum = 1, maximum = 1000),
-        ("category" = inline(Option<Vec<super::schemas::Category>>), Query, description = "Only streams in one of these categories", example = json!(["order"])),
+        ("category" = inline(Option<Vec<super::document::Category>>), Query, description = "Only streams in one of these categories", example = json!(["order"])),
     ),
     responses(
         (status = 200, description = "A page", body = StreamListDocument, headers(
             ("Cache-Control" = String, description = "`private, no-cache`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
-        (status = 409, response = super::responses::Diverged), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
+        (status = 409, response = super::document::Diverged), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn list_streams(

@@ -78,9 +78,9 @@ pub struct StreamPageDocument {
             ("ETag" = String, description = "Of pages: the stream's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets full pages be kept; of feeds `no-cache, no-transform`"),
             ("Link" = String, description = "Of pages: `next`, `prev`, `first` and `last`, relative (RFC 8288)"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has the current version", headers(("ETag" = String, description = "The stream's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 409, response = super::responses::Diverged), (status = 410, response = super::responses::Gone),
-        (status = 412, response = super::responses::PreconditionFailed), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::NotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 409, response = super::document::Diverged), (status = 410, response = super::document::Gone),
+        (status = 412, response = super::document::PreconditionFailed), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn read_stream(
@@ -230,9 +230,9 @@ pub async fn head_stream(
         (status = 200, description = "The event", body = EventDocument, headers(
             ("ETag" = String, description = "The event's version, quoted"), ("Cache-Control" = String, description = "`private, no-cache`, unless the service lets events be kept"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 304, description = "The caller has it", headers(("ETag" = String, description = "The event's version, quoted"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 410, response = super::responses::Gone),
-        (status = 412, response = super::responses::PreconditionFailed), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::NotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 410, response = super::document::Gone),
+        (status = 412, response = super::document::PreconditionFailed), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn read_event(

@@ -304,7 +304,7 @@ fn known(method: &Method) -> &'static str {
 #[utoipa::path(get, path = "/metrics", operation_id = "metrics", tag = "operations", responses(
     (status = 200, description = "The metrics", body = String, content_type = "application/openmetrics-text", headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-    (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::NotFound),
+    (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::NotFound),
 ))]
 pub async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     if !app.metrics_here {

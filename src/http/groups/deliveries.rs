@@ -11,7 +11,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
+use crate::http::{
     App,
     accept::accepts_json,
     admin::NO_STORE,
@@ -81,9 +81,9 @@ pub struct DeliveryDocument {
     responses(
         (status = 200, description = "What there was", body = DeliveriesDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
-        (status = 507, response = super::responses::StorageFull),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 503, response = crate::http::document::Unavailable),
+        (status = 507, response = crate::http::document::StorageFull),
     )
 )]
 pub async fn next(
@@ -109,9 +109,9 @@ pub async fn next(
     responses(
         (status = 200, description = "What there was", body = DeliveriesDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
-        (status = 507, response = super::responses::StorageFull),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 503, response = crate::http::document::Unavailable),
+        (status = 507, response = crate::http::document::StorageFull),
     )
 )]
 pub async fn post_next(

@@ -22,7 +22,8 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{head::LengthFields, request};
+use super::head::LengthFields;
+use crate::http::request;
 
 /// How long a connection is kept half open after a refusal in the middle of a body. Closing at once would make the
 /// kernel reset the connection, and the client would lose the answer that says what is wrong.

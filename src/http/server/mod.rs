@@ -1,5 +1,13 @@
 //! The accept loop: limits and timeouts that `axum::serve` does not have, and an orderly end.
 
+mod connection;
+mod head;
+mod http2;
+mod tls;
+
+pub use head::TwoLengths;
+pub use tls::Tls;
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -38,13 +46,11 @@ use tracing::{debug, info, warn};
 use super::{
     App,
     caller::Caller,
-    connection::{Busy, Client, Phase, Watched},
-    head::TwoLengths,
-    http2::{Pieces, Requests, Shared, Tasks},
     metrics::{Held, Metrics},
     service::{Answers, admin_service, service},
-    tls::Tls,
 };
+use connection::{Busy, Client, Phase, Watched};
+use http2::{Pieces, Requests, Shared, Tasks};
 
 /// Pause after accepting failed for want of descriptors: connections have to end first.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,5 +1,10 @@
 //! `/groups`: consumer groups as resources.
 
+mod deliveries;
+mod parked;
+pub mod settings;
+pub mod settle;
+
 use std::sync::Arc;
 
 use axum::{
@@ -20,17 +25,15 @@ use super::{
     access::Grant,
     admin::NO_STORE,
     body::json_body,
-    deliveries,
     extract::{GroupPath, Headers, Query},
-    group_settings::{FORM, SettingsDocument, parse_start, refuse},
-    json, parked,
+    json,
     problem::{Code, Problem},
-    settle,
 };
 use crate::{
     model::{Cursor, GroupName, Partitions, rfc3339},
     store::{Group, GroupStatus},
 };
+use settings::{FORM, SettingsDocument, parse_start, refuse};
 
 /// The routes of consumer groups.
 pub fn router() -> OpenApiRouter<App> {
@@ -136,7 +139,7 @@ pub struct ConsumerDocument {
 #[schema(as = Seek)]
 pub struct SeekRequest {
     /// As `start` of the group: `"beginning"`, `"end"`, after a position, after a cursor, or a time.
-    #[schema(value_type = super::schemas::Start)]
+    #[schema(value_type = super::document::Start)]
     to: Value,
 }
 
@@ -146,8 +149,8 @@ pub struct SeekRequest {
     responses(
         (status = 200, description = "All of them", body = GroupsDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
+        (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn list_groups(
@@ -180,11 +183,11 @@ pub async fn list_groups(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 200, description = "It was there; its settings are now these", body = GroupDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 406, response = super::responses::NotAcceptable),
-        (status = 408, response = super::responses::RequestTimeout), (status = 409, response = super::responses::GroupExists),
-        (status = 413, response = super::responses::TooLarge), (status = 415, response = super::responses::UnsupportedMediaType),
-        (status = 422, response = super::responses::BadGroup), (status = 503, response = super::responses::Unavailable),
-        (status = 507, response = super::responses::StorageFull),
+        (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
+        (status = 408, response = super::document::RequestTimeout), (status = 409, response = super::document::GroupExists),
+        (status = 413, response = super::document::TooLarge), (status = 415, response = super::document::UnsupportedMediaType),
+        (status = 422, response = super::document::BadGroup), (status = 503, response = super::document::Unavailable),
+        (status = 507, response = super::document::StorageFull),
     )
 )]
 pub async fn put_group(
@@ -224,9 +227,9 @@ pub async fn put_group(
     responses(
         (status = 200, description = "The group", body = StatusDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 409, response = super::responses::Diverged),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::GroupNotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 409, response = super::document::Diverged),
+        (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn get_group(
@@ -261,8 +264,8 @@ pub async fn get_group(
     responses(
         (status = 204, description = "It is gone", headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::GroupNotFound),
+        (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn delete_group(
@@ -286,11 +289,11 @@ pub async fn delete_group(
     responses(
         (status = 200, description = "Moved", body = GroupDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 408, response = super::responses::RequestTimeout),
-        (status = 409, response = super::responses::Diverged), (status = 413, response = super::responses::TooLarge),
-        (status = 415, response = super::responses::UnsupportedMediaType), (status = 422, response = super::responses::BadGroup),
-        (status = 503, response = super::responses::Unavailable), (status = 507, response = super::responses::StorageFull),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::GroupNotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 408, response = super::document::RequestTimeout),
+        (status = 409, response = super::document::Diverged), (status = 413, response = super::document::TooLarge),
+        (status = 415, response = super::document::UnsupportedMediaType), (status = 422, response = super::document::BadGroup),
+        (status = 503, response = super::document::Unavailable), (status = 507, response = super::document::StorageFull),
     )
 )]
 pub async fn seek_group(
@@ -320,8 +323,8 @@ pub async fn seek_group(
     responses(
         (status = 200, description = "Paused", body = GroupDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::GroupNotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn pause_group(
@@ -340,8 +343,8 @@ pub async fn pause_group(
     responses(
         (status = 200, description = "Resumed", body = GroupDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = super::document::BadRequest), (status = 404, response = super::document::GroupNotFound),
+        (status = 406, response = super::document::NotAcceptable), (status = 503, response = super::document::Unavailable),
     )
 )]
 pub async fn resume_group(

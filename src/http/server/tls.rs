@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tracing::info;
 
-use super::reload::{Reloaded, text};
+use crate::http::reload::{Reloaded, text};
 
 /// The certificate that holds now.
 pub struct Tls(Arc<Reloaded<TlsAcceptor>>);

@@ -1,5 +1,11 @@
 //! What the OpenAPI document says beyond the routes themselves.
 
+mod responses;
+mod schemas;
+
+pub use responses::*;
+pub use schemas::*;
+
 use axum::http::Method;
 use serde::Serialize;
 use utoipa::{
@@ -15,9 +21,8 @@ use utoipa::{
 use super::{
     access,
     events::EventDocument,
+    groups::settle::LostLease,
     problem::{FieldError, ProblemDocument},
-    responses,
-    settle::LostLease,
 };
 use crate::store::Check;
 
@@ -36,7 +41,7 @@ pub fn base() -> Document {
     let components = document.components.get_or_insert_default();
     let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(BEARER)).build();
     components.add_security_scheme(SCHEME, SecurityScheme::Http(bearer));
-    components.responses.extend(responses::all().into_iter().map(|(name, response)| (name.to_owned(), response)));
+    components.responses.extend(all().into_iter().map(|(name, response)| (name.to_owned(), response)));
     document
 }
 

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
+use super::settings::refuse;
+use crate::http::{
     App,
     accept::accepts_json,
     admin::NO_STORE,
     body::json_body,
     events::{EventDocument, json_response},
     extract::{GroupPath, Headers, Query},
-    group_settings::refuse,
     json,
     problem::{Code, Problem},
 };
@@ -121,8 +121,8 @@ pub struct DropResult {
     responses(
         (status = 200, description = "A page", body = ParkedPageDocument, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 503, response = crate::http::document::Unavailable),
     )
 )]
 pub async fn list_parked(
@@ -162,11 +162,11 @@ pub async fn list_parked(
     responses(
         (status = 200, description = "Replayed", body = ReplayResult, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 408, response = super::responses::RequestTimeout),
-        (status = 413, response = super::responses::TooLarge), (status = 415, response = super::responses::UnsupportedMediaType),
-        (status = 422, response = super::responses::BadGroup), (status = 503, response = super::responses::Unavailable),
-        (status = 507, response = super::responses::StorageFull),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 408, response = crate::http::document::RequestTimeout),
+        (status = 413, response = crate::http::document::TooLarge), (status = 415, response = crate::http::document::UnsupportedMediaType),
+        (status = 422, response = crate::http::document::BadGroup), (status = 503, response = crate::http::document::Unavailable),
+        (status = 507, response = crate::http::document::StorageFull),
     )
 )]
 pub async fn replay_parked(
@@ -199,8 +199,8 @@ pub async fn replay_parked(
     responses(
         (status = 200, description = "Dropped", body = DropResult, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 503, response = crate::http::document::Unavailable),
     )
 )]
 pub async fn drop_parked(

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::problem::{Code, Problem};
+use crate::http::problem::{Code, Problem};
 use crate::model::{
     Category, Cursor, Fingerprint, GroupSettings, OnExhausted, Ordering, Partitions, Position, Start, StreamId, Whole,
     check_type, parse_rfc3339, present, rfc3339,
@@ -35,17 +35,17 @@ pub struct SettingsDocument {
     stream: Option<String>,
     /// Only events of streams in these categories; empty: all. Fixed.
     #[serde(default)]
-    #[schema(value_type = Vec<super::schemas::Category>, required = false, max_items = 100, example = json!(["order"]))]
+    #[schema(value_type = Vec<crate::http::document::Category>, required = false, max_items = 100, example = json!(["order"]))]
     categories: Vec<String>,
     /// Only events of these types; empty: all. Fixed.
     #[serde(default)]
-    #[schema(value_type = Vec<super::schemas::EventType>, required = false, max_items = 100)]
+    #[schema(value_type = Vec<crate::http::document::EventType>, required = false, max_items = 100)]
     types: Vec<String>,
     /// Where the group begins: `"beginning"` (default), `"end"`, after a position (of the log, where the store has one
     /// partition; of the stream, where the group has one), after a cursor, or at a time (RFC 3339). Fixed; seek moves a
     /// group.
     #[serde(default = "beginning")]
-    #[schema(value_type = super::schemas::Start, required = false)]
+    #[schema(value_type = crate::http::document::Start, required = false)]
     start: Value,
     /// In which order the group hands out (default `none`). Fixed.
     #[serde(default)]
@@ -61,7 +61,7 @@ pub struct SettingsDocument {
     max_deliveries: Whole,
     /// Waits before retries, in ms: after the first delivery, the second and so on; the last one repeats. Empty: none.
     #[serde(default)]
-    #[schema(value_type = Vec<super::schemas::Delay>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
+    #[schema(value_type = Vec<crate::http::document::Delay>, required = false, max_items = 100, example = json!([1000, 10_000, 60_000]))]
     backoff_ms: Vec<Whole>,
     /// Most events that are leased or wait for a retry, in each partition (default 10,000).
     #[serde(default = "ten_thousand")]

@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{
+use super::settings::{DELAY_MS, LEASE_MS, check_range, refuse};
+use crate::http::{
     App,
     accept::accepts_json,
     admin::NO_STORE,
     body::json_body,
     extract::{GroupPath, Headers, Query},
-    group_settings::{DELAY_MS, LEASE_MS, check_range, refuse},
     json,
     problem::{Code, Problem},
 };
@@ -44,7 +44,7 @@ pub fn router() -> OpenApiRouter<App> {
 #[schema(as = Ack)]
 pub struct AckRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<crate::http::document::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
 }
 
@@ -54,7 +54,7 @@ pub struct AckRequest {
 #[schema(as = Nack)]
 pub struct NackRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<crate::http::document::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// What is to become of the events.
     action: NackAction,
@@ -86,7 +86,7 @@ pub enum NackAction {
 #[schema(as = Extend)]
 pub struct ExtendRequest {
     /// 1 to 1,000, as they came with the deliveries.
-    #[schema(value_type = Vec<super::schemas::Lease>, min_items = 1, max_items = 1000)]
+    #[schema(value_type = Vec<crate::http::document::Lease>, min_items = 1, max_items = 1000)]
     leases: Vec<String>,
     /// How long from now on; absent: the group's `lease_ms`.
     #[serde(default, deserialize_with = "present")]
@@ -163,11 +163,11 @@ pub struct LostLease {
     responses(
         (status = 200, description = "Settled", body = AckResult, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 408, response = super::responses::RequestTimeout),
-        (status = 409, response = super::responses::LeaseLost), (status = 413, response = super::responses::TooLarge),
-        (status = 415, response = super::responses::UnsupportedMediaType), (status = 422, response = super::responses::BadGroup),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 408, response = crate::http::document::RequestTimeout),
+        (status = 409, response = crate::http::document::LeaseLost), (status = 413, response = crate::http::document::TooLarge),
+        (status = 415, response = crate::http::document::UnsupportedMediaType), (status = 422, response = crate::http::document::BadGroup),
+        (status = 503, response = crate::http::document::Unavailable),
     )
 )]
 pub async fn ack(
@@ -194,11 +194,11 @@ pub async fn ack(
     responses(
         (status = 200, description = "Given back", body = NackResult, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 408, response = super::responses::RequestTimeout),
-        (status = 409, response = super::responses::LeaseLost), (status = 413, response = super::responses::TooLarge),
-        (status = 415, response = super::responses::UnsupportedMediaType), (status = 422, response = super::responses::BadGroup),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 408, response = crate::http::document::RequestTimeout),
+        (status = 409, response = crate::http::document::LeaseLost), (status = 413, response = crate::http::document::TooLarge),
+        (status = 415, response = crate::http::document::UnsupportedMediaType), (status = 422, response = crate::http::document::BadGroup),
+        (status = 503, response = crate::http::document::Unavailable),
     )
 )]
 pub async fn nack(
@@ -237,11 +237,11 @@ pub async fn nack(
     responses(
         (status = 200, description = "Extended", body = ExtendResult, headers(
             ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
-        (status = 400, response = super::responses::BadRequest), (status = 404, response = super::responses::GroupNotFound),
-        (status = 406, response = super::responses::NotAcceptable), (status = 408, response = super::responses::RequestTimeout),
-        (status = 409, response = super::responses::LeaseLost), (status = 413, response = super::responses::TooLarge),
-        (status = 415, response = super::responses::UnsupportedMediaType), (status = 422, response = super::responses::BadGroup),
-        (status = 503, response = super::responses::Unavailable),
+        (status = 400, response = crate::http::document::BadRequest), (status = 404, response = crate::http::document::GroupNotFound),
+        (status = 406, response = crate::http::document::NotAcceptable), (status = 408, response = crate::http::document::RequestTimeout),
+        (status = 409, response = crate::http::document::LeaseLost), (status = 413, response = crate::http::document::TooLarge),
+        (status = 415, response = crate::http::document::UnsupportedMediaType), (status = 422, response = crate::http::document::BadGroup),
+        (status = 503, response = crate::http::document::Unavailable),
     )
 )]
 pub async fn extend(
