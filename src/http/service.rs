@@ -55,9 +55,9 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (base, origins) = (app.base_path.clone(), cors::layer(&app.cors_origins));
     let guard = Guard {
         access: app.access.clone(),
-        addresses: Arc::new(Addresses::new(&base, &document)),
+        addresses: Addresses::new(&base, &document),
         metrics: Arc::clone(&app.metrics),
-        rates: Rates::new(&app.rate_limits).map(Arc::new),
+        rates: Rates::new(&app.rate_limits),
     };
     let routes = routes.with_state(app);
     if base.is_empty() {
@@ -70,7 +70,7 @@ pub fn service<B: RequestBody>(app: App) -> impl Answers<B> {
 /// What operators alone may reach: the metrics, and the probes.
 pub fn admin_service<B: RequestBody>(app: App) -> impl Answers<B> {
     let (routes, document) = admin_routes().split_for_parts();
-    let addresses = Arc::new(Addresses::new("", &document));
+    let addresses = Addresses::new("", &document);
     let guard = Guard { access: None, addresses, metrics: Arc::clone(&app.metrics), rates: None };
     layered(routes.with_state(app), guard, None)
 }
@@ -91,18 +91,21 @@ impl<B: HttpBody<Data = Bytes, Error: Into<BoxError> + Send> + Send + 'static> R
 /// add `Allow` and `Content-Length` to what the envelope has finished, and each layer would cost every request a boxed
 /// service and a boxed future.
 fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>) -> impl Answers<B> {
-    let (addresses, metrics) = (Arc::clone(&guard.addresses), Arc::clone(&guard.metrics));
+    // One count of users for all of it: counts that the processor's cores share are dear.
+    let guard = Arc::new(guard);
+    let around = Arc::clone(&guard);
     let guarded = service_fn(move |request: Request<B>| {
-        let (router, guard) = (router.clone(), guard.clone());
-        async move { Ok::<_, Infallible>(guarded(router, guard, request).await) }
+        let (router, guard) = (router.clone(), Arc::clone(&guard));
+        async move { Ok::<_, Infallible>(guarded(router, &guard, request).await) }
     });
     // A page may see that it was refused, and asks without credentials what it may.
     let router = ServiceBuilder::new().option_layer(cors).service(guarded);
     let answered = service_fn(move |request: Request<B>| {
-        let (router, addresses, metrics) = (router.clone(), Arc::clone(&addresses), Arc::clone(&metrics));
+        let (router, around) = (router.clone(), Arc::clone(&around));
         async move {
             let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter().cloned().collect();
-            let response = request::envelope(request, &addresses, &metrics, |request| routed(router, request)).await;
+            let response =
+                request::envelope(request, &around.addresses, &around.metrics, |request| routed(router, request)).await;
             Ok(if compress().should_compress(&response) { compressed(response, accepted).await } else { response })
         }
     });
@@ -140,12 +143,11 @@ async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) 
 }
 
 /// Who lets requests in, to what, and how many, and counts them.
-#[derive(Clone)]
 struct Guard {
     access: Option<Arc<Access>>,
-    addresses: Arc<Addresses>,
+    addresses: Addresses,
     metrics: Arc<Metrics>,
-    rates: Option<Arc<Rates>>,
+    rates: Option<Rates>,
 }
 
 impl Guard {
@@ -169,7 +171,7 @@ impl Guard {
 }
 
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
-async fn guarded<B: RequestBody>(router: Router, guard: Guard, mut request: Request<B>) -> Response {
+async fn guarded<B: RequestBody>(router: Router, guard: &Guard, mut request: Request<B>) -> Response {
     let grant = match guard.admit(&mut request) {
         Ok(grant) => grant,
         Err(problem) => return problem.into_response(),
@@ -209,7 +211,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_is_a_problem_that_says_nothing_of_the_inside() {
         let metrics = Arc::new(Metrics::new(&StoreMetrics::default()));
-        let guard = Guard { access: None, addresses: Arc::default(), metrics, rates: None };
+        let guard = Guard { access: None, addresses: Addresses::default(), metrics, rates: None };
         let service = layered(Router::new().route("/", get(|| async { panic!("secret") as &str })), guard, None);
         let request = Request::builder().header(header::HOST, "x").body(Body::empty()).expect("a good request");
         let response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
