@@ -4,7 +4,8 @@ pub mod traces;
 
 use std::{error::Error, io::IsTerminal as _};
 
-use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing::Subscriber;
+use tracing_subscriber::{EnvFilter, Layer as _, layer::SubscriberExt as _};
 
 use traces::Traces;
 
@@ -37,6 +38,12 @@ pub fn start(
     otlp: Option<&str>,
 ) -> Result<Option<Traces>, Box<dyn Error + Send + Sync>> {
     let traces = otlp.map(Traces::to).transpose()?;
+    tracing::subscriber::set_global_default(subscriber(format, filter, traces.as_ref()))?;
+    Ok(traces)
+}
+
+/// What takes logs, and spans where they go somewhere.
+fn subscriber(format: LogFormat, filter: &str, traces: Option<&Traces>) -> Box<dyn Subscriber + Send + Sync> {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
     let logs = match format {
@@ -46,10 +53,24 @@ pub fn start(
     let no_spans = format!("{}=off", traces::TARGET).parse().expect("a target and a level");
     let logs = logs.with_filter(EnvFilter::new(filter).add_directive(no_spans));
     let subscriber = tracing_subscriber::registry().with(logs);
-    match &traces {
-        Some(traces) => subscriber.with(traces.layer()).init(),
+    match traces {
+        Some(traces) => Box::new(subscriber.with(traces.layer())),
         // Not an absent layer: that would want every span, and each would be made.
-        None => subscriber.init(),
+        None => Box::new(subscriber),
     }
-    Ok(traces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_collector_no_span_is_made() {
+        for filter in ["info", "trace", "streamkeep=trace"] {
+            tracing::subscriber::with_default(subscriber(LogFormat::Text, filter, None), || {
+                assert!(traces::round_trip("es_append", 1).is_disabled(), "{filter}");
+                assert!(tracing::enabled!(tracing::Level::INFO), "{filter}");
+            });
+        }
+    }
 }
