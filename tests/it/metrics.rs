@@ -233,7 +233,8 @@ async fn labels_are_few_whatever_is_asked_for() {
                 let method = Method::from_bytes(method.as_bytes()).unwrap();
                 for path in ["/streams/a-{}", "/{}", "/groups/g{}/next", "/streams/a/events/{}", "/events?category=c{}"]
                 {
-                    let path = path.replace("{}", &fastrand::u64(..).to_string());
+                    // Small enough for a version: a larger one would be answered otherwise.
+                    let path = path.replace("{}", &fastrand::u32(1..).to_string());
                     app.request(method.clone(), &path).send().await.unwrap();
                 }
             }
