@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::Failure;
-use crate::config::Credentials;
+use crate::config::{Credentials, Service};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -107,11 +107,12 @@ struct FieldProblem {
 }
 
 impl Client {
-    /// A client of the service at `url`; nothing is sent yet.
+    /// A client of a service; nothing is sent yet.
     ///
     /// # Errors
-    /// Where `url` is no address of a service, or the token cannot be sent.
-    pub fn new(url: &str, credentials: &Credentials, patience: Duration) -> Result<Self, Failure> {
+    /// Where there is no address of a service, or the token cannot be sent.
+    pub fn new(service: &Service, patience: Duration) -> Result<Self, Failure> {
+        let Service { url, credentials } = service;
         let base = Url::parse(url).map_err(|error| format!("the address {url:?} cannot be used: {error}"))?;
         match base.scheme() {
             "http" | "https" => {}

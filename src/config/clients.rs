@@ -23,6 +23,18 @@ pub struct Credentials {
     pub ca_cert: Option<PathBuf>,
 }
 
+/// The service that a client asks.
+#[derive(Args, Debug)]
+pub struct Service {
+    /// Where the service is
+    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
+    pub url: String,
+
+    /// Who asks
+    #[command(flatten)]
+    pub credentials: Credentials,
+}
+
 /// What `key` does.
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
@@ -63,13 +75,9 @@ pub struct Import {
     /// NDJSON, plain or gzip; - for standard input. One event a line: stream, type, data, and optional metadata and id
     pub file: PathBuf,
 
-    /// Where the service is
-    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
-    pub url: String,
-
-    /// Who asks
+    /// Whom to ask
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub service: Service,
 
     /// Streams that are appended to at the same time
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -93,13 +101,9 @@ pub struct Export {
     #[arg(default_value = "-")]
     pub file: PathBuf,
 
-    /// Where the service is
-    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
-    pub url: String,
-
-    /// Who asks
+    /// Whom to ask
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub service: Service,
 
     /// Only this stream
     #[arg(long, conflicts_with = "category")]
@@ -117,13 +121,9 @@ pub struct Export {
 /// Settings of `tail`.
 #[derive(Args, Debug)]
 pub struct Tail {
-    /// Where the service is
-    #[arg(long, env = "STREAMKEEP_URL", default_value = "http://127.0.0.1:7070")]
-    pub url: String,
-
-    /// Who asks
+    /// Whom to ask
     #[command(flatten)]
-    pub credentials: Credentials,
+    pub service: Service,
 
     /// Only this stream, which need not be there yet
     #[arg(long, conflicts_with = "category")]

@@ -3,7 +3,7 @@
 mod clients;
 mod tls;
 
-pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Tail};
+pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Service, Tail};
 pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};

@@ -174,7 +174,7 @@ pub async fn append_events(
     let partition = app.store.partition(&stream);
     match app.store.append(partition, &stream, &condition, &retry, &events).await {
         Ok(appended) => {
-            let bytes = events.iter().map(|event| event.data.get().len() + event.metadata.len()).sum();
+            let bytes = events.iter().map(NewEvent::bytes).sum();
             app.metrics.appended(events.len(), bytes, appended.duplicate);
             Ok(answer(&app, stream, partition, &events, appended))
         }

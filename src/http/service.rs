@@ -158,12 +158,16 @@ impl Guard {
 
     /// That they may do this, and have not done it too often; what the answer is to say of that.
     fn judge<B>(&self, request: &Request<B>, grant: Option<&Grant>) -> Result<Option<rates::Headers>, Problem> {
-        let (method, path) = (request.method(), self.addresses.beneath(request.uri().path()));
+        if grant.is_none() && self.rates.is_none() {
+            return Ok(None);
+        }
+        // Where there is no such operation, the router says so.
+        let uri = request.uri();
+        let Some(need) = access::need(request.method(), self.addresses.beneath(uri.path())) else { return Ok(None) };
         if let Some(grant) = grant {
-            grant.check(method, path, request.uri().query())?;
+            grant.check(&need, uri.query())?;
         }
         let Some(rates) = &self.rates else { return Ok(None) };
-        let Some(need) = access::need(method, path) else { return Ok(None) };
         let address = request.extensions().get::<Caller>().map_or(Ipv4Addr::UNSPECIFIED.into(), |caller| caller.0);
         let caller = grant.map_or_else(|| address.into(), |grant| Counted::Credential(grant.who.clone()));
         rates.admit(need.verbs[0], &caller)

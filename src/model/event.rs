@@ -86,6 +86,14 @@ pub struct NewEvent<'a> {
     pub metadata: Cow<'a, str>,
 }
 
+impl NewEvent<'_> {
+    /// Bytes of its data and metadata.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.data.get().len() + self.metadata.len()
+    }
+}
+
 /// What makes a repeated append harmless.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Retry {

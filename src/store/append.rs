@@ -55,8 +55,7 @@ impl Store {
         events: &[NewEvent<'_>],
     ) -> Result<Appended, Error> {
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
-        let size = |event: &NewEvent<'_>| event.data.get().len() + event.metadata.len();
-        let bytes = events.iter().map(|event| size(event) + 256).sum();
+        let bytes = events.iter().map(|event| event.bytes() + 256).sum();
         let began = Instant::now();
         let deadline = began + self.0.timeout;
         let mut lost = false;

@@ -174,13 +174,13 @@ impl Store {
         };
         let looked = tokio::time::timeout(self.0.timeout, look).await;
         let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
-        let before = self.0.health.swap(Arc::new(health));
-        let now = self.0.health.load();
-        if before.replication_id != now.replication_id {
-            self.0.connections.metrics().failover();
-            tracing::warn!(role = now.role, "another Redis answers, or the same one started anew: a failover?");
+        let health = Arc::new(health);
+        let before = self.0.health.swap(Arc::clone(&health));
+        if before.replication_id != health.replication_id {
+            self.metrics().failover();
+            tracing::warn!(role = health.role, "another Redis answers, or the same one started anew: a failover?");
         }
-        Ok(self.0.health.load_full())
+        Ok(health)
     }
 
     /// What is counted of round trips to Redis.

@@ -22,10 +22,7 @@ use redis::{
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
-use crate::{
-    store::{connections::Connections, metrics::operation},
-    telemetry::traces,
-};
+use crate::{store::connections::Connections, telemetry::traces};
 
 /// Most calls in one pipeline.
 const CALLS_MAX: usize = 256;
@@ -104,7 +101,7 @@ impl Writers {
     pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
-        let span = traces::round_trip(operation(&command), 1);
+        let span = traces::round_trip(APPEND, 1);
         let call = Call { command, bytes, deadline, stage: stage.clone(), reply };
         self.queue.try_send(call).map_err(|error| match error {
             TrySendError::Full(_) => NoReply::QueueFull,

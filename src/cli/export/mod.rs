@@ -33,7 +33,7 @@ const PAGE_EVENTS: &str = "1000";
 /// # Errors
 /// What stopped it. A file is not there then, or as it was before.
 pub async fn export(settings: Export) -> Result<(), Failure> {
-    let client = Client::new(&settings.url, &settings.credentials, Duration::from_secs(settings.retry_secs.into()))?;
+    let client = Client::new(&settings.service, Duration::from_secs(settings.retry_secs.into()))?;
     let mut pages = Pages::new(client, &settings)?;
     let output = Output::open(&settings.file)?;
     let to_stdout = output.is_stdout();

@@ -49,7 +49,7 @@ pub struct Stopped {
 /// # Errors
 /// The line that it stopped at and why, how far it was, and what to do.
 pub async fn import(settings: Import) -> Result<(), Failure> {
-    let client = Client::new(&settings.url, &settings.credentials, Duration::from_secs(settings.retry_secs.into()))?;
+    let client = Client::new(&settings.service, Duration::from_secs(settings.retry_secs.into()))?;
     let source = Source::open(&settings.file)?;
     let interrupted = CancellationToken::new();
     cancel_on_signal(interrupted.clone())?;

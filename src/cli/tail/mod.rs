@@ -105,7 +105,7 @@ struct Follower {
 
 impl Follower {
     fn new(settings: &Tail) -> Result<Self, Failure> {
-        let client = Client::new(&settings.url, &settings.credentials, Duration::ZERO)?;
+        let client = Client::new(&settings.service, Duration::ZERO)?;
         let read = |id: &String| StreamId::parse(id).ok_or_else(|| format!("{id:?} is no stream id"));
         let stream = settings.stream.as_ref().map(read).transpose()?;
         // A stream's own feed knows no types and times; that of the log finds one stream too.

@@ -9,7 +9,7 @@ mod tokens;
 
 use std::{sync::Arc, time::SystemTime};
 
-use axum::http::{HeaderMap, HeaderValue, Method, Request, header};
+use axum::http::{HeaderMap, HeaderValue, Request, header};
 
 pub use credentials::{Access, AccessFiles};
 pub use grant::{Grant, Pattern, Rights, Verb};
@@ -90,9 +90,7 @@ impl Grant {
     ///
     /// # Errors
     /// `forbidden`
-    pub fn check(&self, method: &Method, path: &str, query: Option<&str>) -> Result<(), Problem> {
-        // Where there is no such operation, the router says so.
-        let Some(need) = need(method, path) else { return Ok(()) };
+    pub fn check(&self, need: &Need<'_>, query: Option<&str>) -> Result<(), Problem> {
         let Need { verbs, target } = need;
         if !verbs.iter().any(|verb| self.rights.verbs.contains(verb)) {
             let verbs_text = verbs.iter().map(|verb| verb.as_str()).collect::<Vec<_>>().join(" or ");
@@ -103,7 +101,7 @@ impl Grant {
         if reads && !self.rights.verbs.contains(&Verb::Read) {
             return Err(forbidden(format!("{} may not read: include needs it.", self.name()), &[Verb::Read]));
         }
-        let within = match &target {
+        let within = match target {
             Target::Stream(id) => self.rights.stream(id),
             Target::Group(name) => self.rights.group(name),
             // The handler leaves out what may not be seen.

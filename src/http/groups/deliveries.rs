@@ -133,6 +133,8 @@ async fn hand_out(app: &App, name: &GroupName, query: &RawQuery, headers: &Heade
     let turn = fastrand::usize(..usize::from(app.store.partitions().count()));
     let asked = Asked { consumer, limit: query.limit(1, LIMIT_MAX)?, turn };
     let deliveries = app.store.next_until(name, &asked, wait.until, &app.closing).await?;
+    let again = deliveries.iter().filter(|delivery| delivery.delivery_count > 1).count();
+    app.metrics.delivered(deliveries.len() - again, again);
     let mut body = Vec::with_capacity(32 + deliveries.iter().map(|d| d.event.data.len() + 512).sum::<usize>());
     body.extend_from_slice(b"{\"deliveries\":[");
     for (index, delivery) in deliveries.iter().enumerate() {
@@ -140,7 +142,6 @@ async fn hand_out(app: &App, name: &GroupName, query: &RawQuery, headers: &Heade
             body.push(b',');
         }
         write_delivery(&mut body, delivery);
-        app.metrics.delivered(delivery.delivery_count);
     }
     body.extend_from_slice(b"]}");
     Ok(([NO_STORE], json_response(body)).into_response())

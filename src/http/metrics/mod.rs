@@ -217,17 +217,21 @@ impl Metrics {
         }
     }
 
-    /// A group has handed out an event.
-    pub fn delivered(&self, count: u64) {
-        let outcome = if count > 1 { "again" } else { "first" };
-        self.deliveries.get_or_create(&Outcome { outcome }).inc();
+    /// A group has handed out so many events for the first time, and so many again.
+    pub fn delivered(&self, first: usize, again: usize) {
+        add(&self.deliveries, "first", first);
+        add(&self.deliveries, "again", again);
     }
 
     /// So many leases came back, with this outcome.
     pub fn settled(&self, outcome: &'static str, leases: usize) {
-        if leases > 0 {
-            self.settled.get_or_create(&Outcome { outcome }).inc_by(leases as u64);
-        }
+        add(&self.settled, outcome, leases);
+    }
+}
+
+fn add(to: &Family<Outcome, Counter>, outcome: &'static str, count: usize) {
+    if count > 0 {
+        to.get_or_create(&Outcome { outcome }).inc_by(count as u64);
     }
 }
 
