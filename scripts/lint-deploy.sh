@@ -5,13 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 sh -n deploy/backup.sh
 left_out() { echo "WARNING: $1: LEFT OUT, $2" >&2; }
-VENV=.tools/lint
-if [ ! -x "$VENV/bin/kubernetes-validate" ]; then
-    python3 -m venv "$VENV" >/dev/null 2>&1 && "$VENV/bin/pip" install --quiet --disable-pip-version-check kubernetes-validate==1.37.0 >&2 ||
-        { left_out "deploy/kubernetes" "it needs python3 with venv, and PyPI"; exit 0; }
-fi
-"$VENV/bin/kubernetes-validate" --strict --quiet deploy/kubernetes/*.yaml
-"$VENV/bin/python" -c 'import sys, yaml; [list(yaml.safe_load_all(open(file))) for file in sys.argv[1:]]' \
+scripts/ensure-tool.sh python3 && venv=$(scripts/venv.sh tests/deploy/requirements.txt) || {
+    left_out "deploy/kubernetes" "it needs python3 with venv, and PyPI"
+    exit 0
+}
+"$venv/bin/kubernetes-validate" --strict --quiet deploy/kubernetes/*.yaml
+"$venv/bin/python" -c 'import sys, yaml; [list(yaml.safe_load_all(open(file))) for file in sys.argv[1:]]' \
     deploy/compose.yaml deploy/prometheus/alerts.yml
 if command -v promtool >/dev/null 2>&1; then
     promtool check rules deploy/prometheus/alerts.yml >&2
