@@ -2,71 +2,32 @@
 
 use std::{
     fs::{self, File, FileTimes},
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::FileExt as _,
-    path::PathBuf,
-    process::Stdio,
-    sync::Arc,
 };
 
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 
 use crate::{
     access::new_key,
-    app::{TestRedis, eventually},
+    app::{TestRedis, eventually, free_address},
+    program::{Service, serve},
 };
 
 const EVERYTHING: &[&str] = &["--verbs", "read,append,consume,manage", "--streams", "*", "--groups", "*"];
 
-/// `streamkeep serve` on a Redis that is there.
-struct Program {
-    child: Child,
-    log: PathBuf,
-    url: String,
-    client: Client,
+/// The service on a host, which is asked at this machine's own address.
+async fn start(redis: &TestRedis, folder: &TempDir, host: &str, arguments: &[&str]) -> Service {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_address().port()));
+    let command = serve(redis, &format!("{host}:{}", address.port()), arguments);
+    Service::start(command, address, folder.path()).await
 }
 
-fn serve(redis: &TestRedis, listen: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    let url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
-    command.args(["serve", "--listen", listen, "--redis-url", &url]).args(arguments).kill_on_drop(true);
-    command
-}
-
-/// A port that is free, at least until somebody takes it.
-fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
-impl Program {
-    async fn start(redis: &Arc<TestRedis>, folder: &TempDir, host: &str, arguments: &[&str]) -> Self {
-        let (port, log) = (free_port(), folder.path().join("log"));
-        let mut command = serve(redis, &format!("{host}:{port}"), arguments);
-        let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
-        let client = Client::builder().no_proxy().build().unwrap();
-        let mut program = Self { child, log, url: format!("http://127.0.0.1:{port}"), client };
-        eventually("the service is ready", async || {
-            assert!(program.child.try_wait().unwrap().is_none(), "{}", program.log());
-            program
-                .client
-                .get(format!("{}/readyz", program.url))
-                .send()
-                .await
-                .is_ok_and(|answer| answer.status() == 200)
-        })
-        .await;
-        program
-    }
-
-    fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap()
-    }
-
-    async fn read(&self, token: &str) -> StatusCode {
-        let request = self.client.get(format!("{}/events", self.url)).bearer_auth(token);
-        request.send().await.unwrap().status()
-    }
+async fn read(service: &Service, token: &str) -> StatusCode {
+    let request = service.client.get(format!("{}/events", service.url)).bearer_auth(token);
+    request.send().await.unwrap().status()
 }
 
 #[tokio::test]
@@ -80,18 +41,21 @@ async fn it_is_open_to_others_only_where_that_is_said() {
             assert!(said.contains(word), "{word}: {said}");
         }
     }
-    let open = Program::start(&redis, &folder, "0.0.0.0", &["--insecure-listen"]).await;
-    assert_eq!(open.read("nonsense").await, 200);
+    let open = start(&redis, &folder, "0.0.0.0", &["--insecure-listen"]).await;
+    assert_eq!(read(&open, "nonsense").await, 200);
     drop(open);
     let key = new_key(&folder, "all", EVERYTHING);
     let keys = folder.path().join("keys.ndjson");
-    let guarded = Program::start(&redis, &folder, "0.0.0.0", &["--keys", keys.to_str().unwrap()]).await;
-    assert_eq!((guarded.read("nonsense").await, guarded.read(&key).await), (StatusCode::UNAUTHORIZED, StatusCode::OK));
+    let guarded = start(&redis, &folder, "0.0.0.0", &["--keys", keys.to_str().unwrap()]).await;
+    assert_eq!(
+        (read(&guarded, "nonsense").await, read(&guarded, &key).await),
+        (StatusCode::UNAUTHORIZED, StatusCode::OK)
+    );
     drop(guarded);
     // Said for once and for all, as in the image, it takes nothing away.
     let both = ["--insecure-listen", "--keys", keys.to_str().unwrap()];
-    let both = Program::start(&redis, &folder, "0.0.0.0", &both).await;
-    assert_eq!((both.read("nonsense").await, both.read(&key).await), (StatusCode::UNAUTHORIZED, StatusCode::OK));
+    let both = start(&redis, &folder, "0.0.0.0", &both).await;
+    assert_eq!((read(&both, "nonsense").await, read(&both, &key).await), (StatusCode::UNAUTHORIZED, StatusCode::OK));
 }
 
 /// The id of a key is there, and nothing of its secret.
@@ -101,9 +65,9 @@ async fn logs_tell_who_and_no_secret() {
     let key = new_key(&folder, "auditor", EVERYTHING);
     let keys = folder.path().join("keys.ndjson");
     let arguments = ["--keys", keys.to_str().unwrap(), "--log", "trace"];
-    let program = Program::start(&redis, &folder, "127.0.0.1", &arguments).await;
-    assert_eq!(program.read(&key).await, 200);
-    assert_eq!(program.read(&format!("{key}x")).await, 401);
+    let program = start(&redis, &folder, "127.0.0.1", &arguments).await;
+    assert_eq!(read(&program, &key).await, 200);
+    assert_eq!(read(&program, &format!("{key}x")).await, 401);
     let basic = program.client.get(format!("{}/events", program.url)).basic_auth("ada", Some("open-sesame"));
     assert_eq!(basic.send().await.unwrap().status(), 401);
     let in_address = program.client.get(format!("{}/events?access_token={key}", program.url)).bearer_auth(&key);
@@ -124,20 +88,20 @@ async fn a_broken_file_changes_nothing() {
     let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let key = new_key(&folder, "all", EVERYTHING);
     let keys = folder.path().join("keys.ndjson");
-    let program = Program::start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
+    let program = start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
     let good = fs::read_to_string(&keys).unwrap();
     for (before, broken) in ["{", "", "\u{0}\u{0}"].into_iter().enumerate() {
         fs::write(&keys, broken).unwrap();
         eventually("it is told", async || program.log().matches(TOLD).count() > before).await;
-        assert_eq!(program.read(&key).await, 200, "{broken:?}");
+        assert_eq!(read(&program, &key).await, 200, "{broken:?}");
         assert_eq!(program.log().matches(TOLD).count(), before + 1, "once");
     }
     fs::remove_file(&keys).unwrap();
     eventually("it is told", async || program.log().matches(TOLD).count() == 4).await;
-    assert_eq!(program.read(&key).await, 200);
+    assert_eq!(read(&program, &key).await, 200);
     fs::write(&keys, good).unwrap();
     let late = new_key(&folder, "late", EVERYTHING);
-    eventually("a good file is read", async || program.read(&late).await == 200).await;
+    eventually("a good file is read", async || read(&program, &late).await == 200).await;
 }
 
 /// A change that nobody sees from outside: the file is as long as before, and has its time.
@@ -146,17 +110,16 @@ async fn sighup_reads_the_files_again() {
     let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let key = new_key(&folder, "all", EVERYTHING);
     let keys = folder.path().join("keys.ndjson");
-    let program = Program::start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
+    let program = start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
     let file = File::options().write(true).open(&keys).unwrap();
     let time = file.metadata().unwrap().modified().unwrap();
     file.write_at(b"{\"id\":\"ALL\"", 0).unwrap();
     file.set_times(FileTimes::new().set_modified(time)).unwrap();
     let renamed = key.replace("sk_all_", "sk_ALL_");
-    assert_eq!(program.read(&key).await, 200);
-    let pid = program.child.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap().success());
-    eventually("the file is read", async || program.read(&renamed).await == 200).await;
-    assert_eq!(program.read(&key).await, 401);
+    assert_eq!(read(&program, &key).await, 200);
+    program.signal("HUP");
+    eventually("the file is read", async || read(&program, &renamed).await == 200).await;
+    assert_eq!(read(&program, &key).await, 401);
 }
 
 #[tokio::test]
@@ -164,7 +127,7 @@ async fn the_clients_show_their_token() {
     let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let key = new_key(&folder, "all", EVERYTHING);
     let keys = folder.path().join("keys.ndjson");
-    let program = Program::start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
+    let program = start(&redis, &folder, "127.0.0.1", &["--keys", keys.to_str().unwrap()]).await;
     let lines = folder.path().join("lines");
     fs::write(&lines, "{\"stream\":\"order-1\",\"type\":\"placed\",\"data\":{\"total\":1}}\n").unwrap();
     let run = async |arguments: &[&str], token: Option<&str>| {

@@ -1,6 +1,10 @@
 //! The fixture: a Redis of one's own, and instances of the service on it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header::HeaderValue};
 use serde_json::Value;
@@ -60,6 +64,11 @@ impl TestRedis {
 
     pub async fn start() -> Arc<Self> {
         Self::start_with(|_| {}).await
+    }
+
+    /// Its address, for the program.
+    pub fn url(&self) -> String {
+        format!("redis+unix://{}", self.data.path().join("redis.sock").display())
     }
 
     /// A plain connection, as a client has it that knows nothing of Streamkeep.
@@ -272,6 +281,18 @@ impl Answer {
         assert!(problem["retryable"].is_boolean(), "{self:?}");
         self
     }
+}
+
+/// An address that nobody else takes meanwhile: what is started listens only later, and tests run in parallel. Linux has
+/// sixteen million addresses of loopback.
+pub fn free_address() -> SocketAddr {
+    let mut random = fastrand::Rng::new();
+    let host = if cfg!(target_os = "linux") {
+        Ipv4Addr::new(127, random.u8(1..255), random.u8(..), random.u8(1..255))
+    } else {
+        Ipv4Addr::LOCALHOST
+    };
+    std::net::TcpListener::bind((host, 0)).unwrap().local_addr().unwrap()
 }
 
 /// Waits until `condition` holds; fails after 20 seconds.

@@ -32,7 +32,7 @@ impl Service {
         let child = Command::new(env!("CARGO_BIN_EXE_streamkeep"))
             .args(["serve", "--listen", "127.0.0.1:0", "--base-path", BASE, "--log", "streamkeep=debug"])
             .args(["--log-format", "json", "--redis-url"])
-            .arg(format!("redis+unix://{}/redis.sock", redis.data.path().display()))
+            .arg(redis.url())
             .args(trusted)
             .stderr(File::create(&log).unwrap())
             .spawn()

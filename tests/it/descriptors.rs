@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, process::Command};
 
 use crate::{
-    app::{TestRedis, eventually},
+    app::{TestRedis, eventually, free_address},
     input::GOOD,
 };
 
@@ -16,10 +16,8 @@ const TOLD: &str = "cannot accept connections";
 async fn it_says_so_once_and_goes_on_when_there_are_some_again() {
     let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let log = folder.path().join("log");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
-    let url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
+    let address = free_address();
+    let url = redis.url();
     let serve = "ulimit -n 64 && exec \"$0\" serve --log warn --listen \"$1\" --redis-url \"$2\"";
     let _service = Command::new("sh")
         .args(["-c", serve, env!("CARGO_BIN_EXE_streamkeep"), &address.to_string(), &url])

@@ -19,7 +19,7 @@ async fn doctor_at(url: &str, partitions: u16) -> (Option<i32>, String) {
 }
 
 async fn doctor(redis: &TestRedis, partitions: u16) -> (Option<i32>, String) {
-    doctor_at(&format!("redis+unix://{}/redis.sock", redis.data.path().display()), partitions).await
+    doctor_at(&redis.url(), partitions).await
 }
 
 /// The line of a check: its status, and what was seen.

@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     fs::File,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::Arc,
@@ -12,7 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    app::{TestApp, TestConfig, TestRedis, eventually},
+    app::{TestApp, TestConfig, TestRedis, eventually, free_address},
     tidy::root,
 };
 
@@ -174,18 +174,6 @@ impl Drop for Gateway {
             eprintln!("{}", fs::read_to_string(self.folder.path().join("log")).unwrap_or_default());
         }
     }
-}
-
-/// An address that nobody else takes meanwhile: the gateways listen only later, and tests run in parallel. Linux has
-/// sixteen million addresses of loopback.
-fn free_address() -> SocketAddr {
-    let mut random = fastrand::Rng::new();
-    let host = if cfg!(target_os = "linux") {
-        Ipv4Addr::new(127, random.u8(1..255), random.u8(..), random.u8(1..255))
-    } else {
-        Ipv4Addr::LOCALHOST
-    };
-    TcpListener::bind((host, 0)).unwrap().local_addr().unwrap()
 }
 
 /// Two instances on one Redis behind a gateway.

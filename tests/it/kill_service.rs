@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus},
     time::{Duration, Instant},
@@ -14,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
-    app::{TestRedis, eventually},
+    app::{TestRedis, eventually, free_address},
     consumers::{Consumers, names_of, real_log},
     import_export::import,
     kill::{conclude, work},
@@ -90,11 +89,6 @@ impl Drop for Service {
     }
 }
 
-/// An address that was free a moment ago.
-fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
-}
-
 /// The Redis of the service, reached by the socket in the data folder.
 async fn redis(data: &TempDir) -> MultiplexedConnection {
     let socket = data.path().join("data/redis.sock");
@@ -115,7 +109,7 @@ fn runs(pid: u32) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_acknowledged_is_lost_when_the_service_is_killed() {
-    let (data, address) = (TempDir::new().unwrap(), free_address());
+    let (data, address) = (TempDir::new().unwrap(), free_address().to_string());
     let mut service = Service::start(&data, &address).await;
     let load = Load::new(16, vec![service.url.clone()]);
     let mut rng = Rng::with_seed(load.seed);
@@ -154,7 +148,7 @@ async fn expect_drained(url: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_is_handed_everything_and_nothing_acked_again_when_the_service_is_killed() {
-    let (data, address, log) = (TempDir::new().unwrap(), free_address(), real_log());
+    let (data, address, log) = (TempDir::new().unwrap(), free_address().to_string(), real_log());
     let mut service = Service::start(&data, &address).await;
     create_group(&service.url).await;
     let (url, names) = (service.url.clone(), names_of(&log));
@@ -176,8 +170,8 @@ async fn a_group_is_handed_everything_and_nothing_acked_again_when_the_service_i
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_group_is_handed_everything_when_one_of_two_services_is_killed() {
     let (data, log, redis) = (TempDir::new().unwrap(), real_log(), TestRedis::start().await);
-    let addresses = [free_address(), free_address()];
-    let redis_url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
+    let addresses = [free_address().to_string(), free_address().to_string()];
+    let redis_url = redis.url();
     let start = async |index: usize| {
         Service::spawn_with(&data, &addresses[index], &["--partitions", "4", "--redis-url", &redis_url]).ready().await
     };
@@ -200,7 +194,7 @@ async fn a_group_is_handed_everything_when_one_of_two_services_is_killed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_is_told_to_end_ends_what_is_under_way() {
-    let (data, address) = (TempDir::new().unwrap(), free_address());
+    let (data, address) = (TempDir::new().unwrap(), free_address().to_string());
     let mut service = Service::start(&data, &address).await;
     let load = Load::new(16, vec![service.url.clone()]);
     let mut rng = Rng::with_seed(load.seed);
@@ -231,9 +225,9 @@ fn ended_cleanly(log: &Path) -> bool {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_data_folder_in_use_is_refused() {
     let data = TempDir::new().unwrap();
-    let first = Service::start(&data, &free_address()).await;
+    let first = Service::start(&data, &free_address().to_string()).await;
     let pid = redis_pid(&data).await;
-    let mut second = Service::spawn(&data, &free_address());
+    let mut second = Service::spawn(&data, &free_address().to_string());
     let status = second.ended().await;
     assert!(!status.success());
     let text = second.stderr();

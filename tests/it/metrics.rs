@@ -1,17 +1,18 @@
 //! `GET /metrics`: what is counted, what is shown of groups, and that dashboard, alerts and documentation speak of nothing
 //! else.
 
-use std::{collections::BTreeMap, fs, process::Stdio, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::Value;
 use streamkeep::http::{Access, AccessFiles};
 use tempfile::TempDir;
-use tokio::{process::Command, task::JoinSet};
+use tokio::task::JoinSet;
 
 use crate::{
     access::new_key,
-    app::{Answer, TestApp, TestRedis, eventually},
+    app::{Answer, TestApp, TestRedis, eventually, free_address},
+    program::{Service, serve},
     tidy::root,
 };
 
@@ -314,33 +315,25 @@ async fn with_keys_they_are_for_those_who_manage_all_groups() {
 async fn operators_have_an_address_of_their_own() {
     let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let key = new_key(&folder, "a", &["--verbs", "manage", "--groups", "*"]);
-    let free = || std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let (main, admin) = (free(), free());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    command.args(["serve", "--listen", &main, "--admin-listen", &admin, "--drain-delay-secs", "3"]);
-    command.arg("--redis-url").arg(format!("redis+unix://{}", redis.data.path().join("redis.sock").display()));
-    command.arg("--keys").arg(folder.path().join("keys.ndjson")).stderr(Stdio::null()).kill_on_drop(true);
-    let mut child = command.spawn().unwrap();
-    let client = Client::builder().no_proxy().build().unwrap();
+    let (main, admin, keys) = (free_address(), free_address().to_string(), folder.path().join("keys.ndjson"));
+    let arguments = ["--admin-listen", &admin, "--drain-delay-secs", "3", "--keys", keys.to_str().unwrap()];
+    let command = serve(&redis, &main.to_string(), &arguments);
+    let mut service = Service::start(command, main, folder.path()).await;
+    let client = service.client.clone();
     let get = async |address: &str, path: &str| {
-        client
-            .get(format!("http://{address}{path}"))
-            .bearer_auth(&key)
-            .send()
-            .await
-            .map(|answer| answer.status().as_u16())
+        let asked = client.get(format!("http://{address}{path}")).bearer_auth(&key).send();
+        asked.await.map(|answer| answer.status().as_u16())
     };
-    eventually("it is ready", async || get(&admin, "/readyz").await.is_ok_and(|status| status == 200)).await;
+    assert_eq!(get(&admin, "/readyz").await.unwrap(), 200);
     assert_eq!(client.get(format!("http://{admin}/metrics")).send().await.unwrap().status(), 200, "without a key");
     assert_eq!(get(&admin, "/livez").await.unwrap(), 200);
     for other in ["/streams", "/events", "/groups", "/docs/", "/openapi.json"] {
         assert_eq!(get(&admin, other).await.unwrap(), 404, "{other}");
     }
-    assert_eq!(get(&main, "/metrics").await.unwrap(), 404);
-    let pid = child.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    assert_eq!(get(&main.to_string(), "/metrics").await.unwrap(), 404);
+    service.signal("TERM");
     eventually("it drains", async || get(&admin, "/readyz").await.is_ok_and(|status| status == 503)).await;
-    assert!(child.wait().await.unwrap().success());
+    assert!(service.ended().await.success());
 }
 
 /// The names of metrics in a text.

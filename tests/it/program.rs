@@ -1,10 +1,16 @@
 //! The program itself, run on a service.
 
-use std::process::Stdio;
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+};
 
+use reqwest::Client;
 use tokio::process::{Child, Command};
 
-use crate::app::TestApp;
+use crate::app::{TestApp, TestRedis, eventually};
 
 /// How a run of the program ended.
 #[derive(Debug)]
@@ -62,4 +68,52 @@ pub async fn streamkeep(app: &TestApp, arguments: &[&str]) -> Run {
 pub fn signal(child: &Child, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(child.id().unwrap().cast_signed()).unwrap();
     rustix::process::kill_process(pid, signal).unwrap();
+}
+
+/// `streamkeep serve` on a Redis that is there.
+pub fn serve(redis: &TestRedis, listen: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
+    command.args(["serve", "--listen", listen, "--redis-url", &redis.url()]).args(arguments);
+    command.env("NO_PROXY", "*").kill_on_drop(true);
+    command
+}
+
+/// The same, running.
+pub struct Service {
+    child: Child,
+    log: PathBuf,
+    pub url: String,
+    pub client: Client,
+}
+
+impl Service {
+    /// Starts it, and waits until it is ready. Its log goes to the folder.
+    pub async fn start(mut command: Command, address: SocketAddr, folder: &Path) -> Self {
+        let log = folder.join("log");
+        let child = command.stdout(Stdio::null()).stderr(File::create(&log).unwrap()).spawn().unwrap();
+        let client = Client::builder().no_proxy().build().unwrap();
+        let mut service = Self { child, log, url: format!("http://{address}"), client };
+        eventually("the service is ready", async || {
+            assert!(service.child.try_wait().unwrap().is_none(), "{}", service.log());
+            let asked = service.client.get(format!("{}/readyz", service.url)).send();
+            asked.await.is_ok_and(|answer| answer.status() == 200)
+        })
+        .await;
+        service
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// Sends a signal, such as `TERM`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().expect("it runs").to_string();
+        assert!(std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.child.wait().await.unwrap()
+    }
 }

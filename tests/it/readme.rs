@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{TestApp, TestRedis, eventually},
+    app::{TestApp, TestRedis, eventually, free_address},
     groups::{TestGroup, append},
 };
 
@@ -60,7 +60,7 @@ async fn the_tour_works_as_it_stands() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_opens_what_it_says_as_it_stands() {
     let (redis, folder) = (TestRedis::start().await, tempfile::TempDir::new().unwrap());
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let address = free_address().to_string();
     let commands = commands("Access");
     let [new, serve, ask] = &commands[..] else { panic!("{commands:?}") };
     let ready = "until curl -sf -o /dev/null http://127.0.0.1:7070/readyz; do kill -0 $! && sleep 0.05; done";
@@ -69,7 +69,7 @@ async fn a_key_opens_what_it_says_as_it_stands() {
     let script = script.replace("./target/release/streamkeep", env!("CARGO_BIN_EXE_streamkeep"));
     let mut command = Command::new("sh");
     command.args(["-ec", &script]).current_dir(folder.path()).env("STREAMKEEP_LISTEN", &address).env("NO_PROXY", "*");
-    let redis_url = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
+    let redis_url = redis.url();
     let output = command.env("REDIS_URL", redis_url).output().unwrap();
     assert!(output.status.success(), "{script}\n{}", String::from_utf8_lossy(&output.stderr));
     let answers = String::from_utf8(output.stdout).unwrap();

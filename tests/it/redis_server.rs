@@ -9,7 +9,7 @@ use streamkeep::redis_server::{RedisServer, RedisServerConfig, RedisServerError}
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use crate::app::{TestRedis, eventually};
+use crate::app::{TestRedis, eventually, free_address};
 
 const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
 
@@ -26,9 +26,7 @@ struct Service {
 
 impl Service {
     async fn start(data: &Path) -> Self {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
-        drop(listener);
+        let address = free_address();
         let child = Command::new(env!("CARGO_BIN_EXE_streamkeep"))
             .args(["serve", "--listen", &address.to_string(), "--data"])
             .arg(data)

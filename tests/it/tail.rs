@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use crate::{
-    app::{TestApp, TestRedis, eventually},
+    app::{TestApp, TestRedis, eventually, free_address},
     groups::append,
     program::{Run, command, finish, signal, streamkeep},
 };
@@ -332,7 +332,7 @@ async fn it_can_be_interrupted_while_nobody_reads() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_waits_for_a_service_that_is_not_there_yet() {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let free = free_address().to_string();
     let redis = TestRedis::start().await;
     for (arguments, stream) in [(&["--from", "beginning"][..], "a-1"), (&["--stream", "b-1"], "b-1")] {
         let mut tail = Tail::start(&format!("http://user:secret@{free}"), arguments);

@@ -2,8 +2,6 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
-    process::Stdio,
     sync::{Arc, Mutex},
 };
 
@@ -14,14 +12,12 @@ use opentelemetry_proto::tonic::{
     trace::v1::{Span, span::SpanKind, status::StatusCode},
 };
 use prost::Message as _;
-use reqwest::Client;
 use serde_json::Value;
-use tokio::{
-    net::TcpListener,
-    process::{Child, Command},
-};
+use tempfile::TempDir;
+use tokio::net::TcpListener;
 
-use crate::app::{TestRedis, eventually};
+use crate::app::{TestRedis, eventually, free_address};
+use crate::program::{Service, serve};
 
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
@@ -67,59 +63,37 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// `streamkeep serve` that tells a collector.
-async fn serve(redis: &TestRedis, folder: &Path, collector: &str, variables: &[(&str, &str)]) -> (Child, String) {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let socket = format!("redis+unix://{}", redis.data.path().join("redis.sock").display());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    command
-        .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--redis-url", &socket])
-        .args(["--log", "trace", "--otlp-endpoint", collector])
-        .envs(variables.iter().copied())
-        .env("NO_PROXY", "*")
-        .env("OTEL_BSP_SCHEDULE_DELAY", "50")
-        .stdout(Stdio::null())
-        .stderr(std::fs::File::create(folder.join("log")).unwrap())
-        .kill_on_drop(true);
-    let (mut child, url) = (command.spawn().unwrap(), format!("http://127.0.0.1:{port}"));
-    eventually("the service is ready", async || {
-        assert!(child.try_wait().unwrap().is_none());
-        Client::builder()
-            .no_proxy()
-            .build()
-            .unwrap()
-            .get(format!("{url}/readyz"))
-            .send()
-            .await
-            .is_ok_and(|answer| answer.status() == 200)
-    })
-    .await;
-    (child, url)
+/// The service, which tells a collector.
+async fn start(redis: &TestRedis, folder: &TempDir, collector: &str, variables: &[(&str, &str)]) -> Service {
+    let address = free_address();
+    let mut command = serve(redis, &address.to_string(), &["--log", "trace", "--otlp-endpoint", collector]);
+    command.envs(variables.iter().copied()).env("OTEL_BSP_SCHEDULE_DELAY", "50");
+    Service::start(command, address, folder.path()).await
 }
 
-async fn append(url: &str, headers: &[(&str, &str)]) {
-    let mut request = Client::builder().no_proxy().build().unwrap().post(format!("{url}/streams/order-1/events"));
+async fn append(service: &Service, headers: &[(&str, &str)]) {
+    let mut request = service.client.post(format!("{}/streams/order-1/events", service.url));
     for (name, value) in headers.iter().chain(&[("content-type", "application/json"), ("x-request-id", "the-append")]) {
         request = request.header(*name, *value);
     }
     assert_eq!(request.body(r#"{"events":[{"type":"placed","data":1}]}"#).send().await.unwrap().status(), 201);
 }
 
-async fn metadata(url: &str) -> Value {
-    let answer = Client::builder().no_proxy().build().unwrap().get(format!("{url}/streams/order-1?direction=backward"));
-    answer.send().await.unwrap().json::<Value>().await.unwrap()["events"][0]["metadata"].clone()
+async fn metadata(service: &Service) -> Value {
+    let answer =
+        service.client.get(format!("{}/streams/order-1?direction=backward", service.url)).send().await.unwrap();
+    answer.json::<Value>().await.unwrap()["events"][0]["metadata"].clone()
 }
 
 #[tokio::test]
 async fn a_request_goes_on_with_its_callers_trace() {
-    let (redis, folder) = (TestRedis::start().await, tempfile::TempDir::new().unwrap());
+    let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let (collector, address) = Collector::start().await;
-    let (mut child, url) = serve(&redis, folder.path(), &address, &[]).await;
-    append(&url, &[("traceparent", &format!("00-{TRACE}-{CALLER}-01")), ("tracestate", "vendor=1")]).await;
+    let mut service = start(&redis, &folder, &address, &[]).await;
+    append(&service, &[("traceparent", &format!("00-{TRACE}-{CALLER}-01")), ("tracestate", "vendor=1")]).await;
     // Ended, it has sent all that it had.
-    let pid = child.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    assert!(child.wait().await.unwrap().success());
+    service.signal("TERM");
+    assert!(service.ended().await.success());
     let spans: HashMap<String, Span> = collector
         .spans()
         .into_iter()
@@ -147,30 +121,33 @@ async fn a_request_goes_on_with_its_callers_trace() {
     );
     assert_eq!(collector.0.lock().unwrap()[0].0, "streamkeep");
     // Spans are not for the log, whatever that is asked for.
-    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    let log = service.log();
     assert!(log.contains("request_id=\"the-append\"") && !log.contains("http.route"), "{log}");
 }
 
 #[tokio::test]
 async fn events_keep_the_span_that_appended_them() {
-    let (redis, folder) = (TestRedis::start().await, tempfile::TempDir::new().unwrap());
+    let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let (collector, address) = Collector::start().await;
     let name = [("OTEL_SERVICE_NAME", "orders")];
-    let (_child, url) = serve(&redis, folder.path(), &address, &name).await;
+    let service = start(&redis, &folder, &address, &name).await;
     let appends = || collector.spans().into_iter().filter(|span| span.name == "POST /streams/{id}/events");
     // Without a trace of the caller's own a new one begins.
-    append(&url, &[]).await;
+    append(&service, &[]).await;
     eventually("the span comes", async || appends().count() == 1).await;
     let span = appends().next().unwrap();
-    assert_eq!(metadata(&url).await["traceparent"], format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id)));
+    assert_eq!(
+        metadata(&service).await["traceparent"],
+        format!("00-{}-{}-01", hex(&span.trace_id), hex(&span.span_id))
+    );
     assert_eq!(collector.0.lock().unwrap()[0].0, "orders");
     // A trace that its caller does not record is not recorded here, but kept all the same.
-    append(&url, &[("traceparent", &format!("00-{TRACE}-{CALLER}-00")), ("tracestate", "vendor=1")]).await;
-    let kept = metadata(&url).await;
+    append(&service, &[("traceparent", &format!("00-{TRACE}-{CALLER}-00")), ("tracestate", "vendor=1")]).await;
+    let kept = metadata(&service).await;
     let parent = kept["traceparent"].as_str().unwrap();
     assert!(parent.starts_with(&format!("00-{TRACE}-")) && parent.ends_with("-00"), "{parent}");
     assert_eq!(kept["tracestate"], "vendor=1");
-    append(&url, &[]).await;
+    append(&service, &[]).await;
     eventually("the next span comes", async || appends().count() == 2).await;
     assert!(collector.spans().iter().all(|span| hex(&span.trace_id) != TRACE));
 }
@@ -178,23 +155,21 @@ async fn events_keep_the_span_that_appended_them() {
 /// A collector that is away costs spans, never requests; a failure is marked.
 #[tokio::test]
 async fn nothing_waits_for_the_collector() {
-    let (redis, folder) = (TestRedis::start().await, tempfile::TempDir::new().unwrap());
+    let (redis, folder) = (TestRedis::start().await, TempDir::new().unwrap());
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("http://{}", nobody.local_addr().unwrap());
-    let (mut child, url) = serve(&redis, folder.path(), &silent, &[]).await;
-    append(&url, &[]).await;
-    assert!(metadata(&url).await["traceparent"].is_string());
-    let pid = child.id().unwrap().to_string();
-    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), child.wait()).await.expect("it ends");
-    assert!(ended.unwrap().success());
+    let mut service = start(&redis, &folder, &silent, &[]).await;
+    append(&service, &[]).await;
+    assert!(metadata(&service).await["traceparent"].is_string());
+    service.signal("TERM");
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), service.ended()).await.expect("it ends");
+    assert!(ended.success());
 
     let (collector, address) = Collector::start().await;
     let impatient = [("STREAMKEEP_REDIS_TIMEOUT_MS", "200")];
-    let (_child, url) = serve(&redis, folder.path(), &address, &impatient).await;
+    let service = start(&redis, &folder, &address, &impatient).await;
     redis.signal("STOP");
-    let failed =
-        Client::builder().no_proxy().build().unwrap().get(format!("{url}/streams/order-1")).send().await.unwrap();
+    let failed = service.client.get(format!("{}/streams/order-1", service.url)).send().await.unwrap();
     assert!(failed.status().is_server_error());
     let marked = |span: &Span| span.status.as_ref().is_some_and(|status| status.code == StatusCode::Error as i32);
     eventually("the failure comes", async || {

@@ -33,7 +33,7 @@ async fn verify(redis: &TestRedis, partitions: u16) -> Report {
 }
 
 async fn command(redis: &TestRedis, partitions: u16) -> Output {
-    let url = format!("redis+unix://{}/redis.sock", redis.data.path().display());
+    let url = redis.url();
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_streamkeep"));
     command.args(["verify", "--redis-url", &url, "--partitions", &partitions.to_string()]);
     command.output().await.unwrap()
