@@ -3,7 +3,7 @@
 -- KEYS     those of groups.lua
 -- ARGV     1 group    2 lease in ms from now, '' for the group's    3.. three for each lease: generation, position,
 --          lease text
--- RETURNS  1 when the leases end now, ms since 1970    2 a word for each lease: 'ok', 'already', or why it is lost
+-- RETURNS  1 when the leases end now, ms since 1970    2 as es_ack
 -- ERRORS   NOGROUP <name>           there is no such group
 
 local function extend(keys, args)

@@ -25,6 +25,7 @@ local RELEASE_ENTRIES = 100
 local RELEASE_BYTES = 256 * 1024
 local WAKE_ENTRIES = 1000
 local CHORE_LEASE_MS = 5000
+local KNOWN_MAX = 1000
 
 local function wake(keys, what)
   redis.call('XADD', keys[WAKE], 'MAXLEN', '~', WAKE_ENTRIES, '*', 'g', what)
@@ -41,22 +42,48 @@ local function set_of(text)
   return set
 end
 
--- The group's state and settings; nil where there is no such group, or it is of another generation than asked for.
+-- Settings as once read, by revision and stamp: a copy's stamp is new whenever its settings are written, so they need not be
+-- read in every call. Kept in memory only, and forgotten all at once when there are too many.
+local known, known_count = {}, 0
+
+local function read_settings(keys)
+  local values = redis.call('HMGET', keys[GROUP], 'paused', 'overlap', 'ordering', 'lease_ms', 'max_deliveries',
+    'max_in_flight', 'on_exhausted', 'categories', 'types', 'stream', 'backoff_ms')
+  return {
+    paused = values[1] == '1', overlap = tonumber(values[2]), ordered = values[3] == 'stream',
+    lease_ms = tonumber(values[4]), max_deliveries = tonumber(values[5]), max_in_flight = tonumber(values[6]),
+    park_stream = values[7] == 'park_stream', categories = set_of(values[8]), types = set_of(values[9]),
+    stream = values[10] ~= '' and values[10] or nil, backoff = values[11],
+  }
+end
+
+-- Behind what a group is at, what it was set to.
+local function settings_behind(keys, revision, stamp)
+  local mark = stamp and revision .. ':' .. stamp
+  local behind = mark and known[mark]
+  if not behind then
+    behind = { __index = read_settings(keys) }
+    if known_count >= KNOWN_MAX then
+      known, known_count = {}, 0
+    end
+    if mark then
+      known[mark], known_count = behind, known_count + 1
+    end
+  end
+  return behind
+end
+
+-- The group's state and settings; nil where there is no such group.
 local function load_group(keys, name)
-  local values = redis.call('HMGET', keys[GROUP], 'generation', 'cursor', 'held', 'paused', 'overlap', 'ordering',
-    'lease_ms', 'max_deliveries', 'max_in_flight', 'on_exhausted', 'categories', 'types', 'stream', 'backoff_ms',
-    'asked')
+  local values = redis.call('HMGET', keys[GROUP], 'generation', 'revision', 'stamp', 'cursor', 'held', 'asked')
   if not values[1] then
     return nil
   end
-  return {
-    name = name, generation = values[1], cursor = tonumber(values[2]), held = tonumber(values[3]),
-    paused = values[4] == '1', overlap = tonumber(values[5]), ordered = values[6] == 'stream',
-    lease_ms = tonumber(values[7]), max_deliveries = tonumber(values[8]), max_in_flight = tonumber(values[9]),
-    park_stream = values[10] == 'park_stream', categories = set_of(values[11]), types = set_of(values[12]),
-    stream = values[13] ~= '' and values[13] or nil, backoff = values[14],
-    asked = tonumber(values[15] or 0),
+  local group = {
+    name = name, generation = values[1], cursor = tonumber(values[4]), held = tonumber(values[5]),
+    asked = tonumber(values[6] or 0),
   }
+  return setmetatable(group, settings_behind(keys, values[2], values[3]))
 end
 
 local function matches(group, stream, kind)
@@ -301,10 +328,28 @@ local function backoff(group, count)
   return last
 end
 
--- Judges the leases of an ack, nack or extend, three arguments each (generation, position, lease text) from `first` on,
--- and calls `act` with lists of those that hold: positions, texts, indexes. A lease that stands twice is judged once.
--- Answers with a word each: 'ok', 'already', or why the lease is lost.
-local function settle(keys, args, first, group, act)
+-- The leases of a call, from `first` on, where each one holds and none stands twice: positions, texts, indexes; else nil.
+local function all_held(keys, args, first, group)
+  local positions, texts, indexes, seen, n = {}, {}, {}, {}, 0
+  for at = first, #args, 3 do
+    local position = args[at + 1]
+    if seen[position] or args[at] ~= group.generation then
+      return nil
+    end
+    n = n + 1
+    positions[n], texts[n], indexes[n], seen[position] = position, args[at + 2], n, true
+  end
+  local current = redis.call('HMGET', keys[LEASE], unpack(positions))
+  for i = 1, n do
+    if current[i] ~= texts[i] then
+      return nil
+    end
+  end
+  return positions, texts, indexes
+end
+
+-- Judges each lease by itself. A lease that stands twice is judged once.
+local function settle_each(keys, args, first, group, act)
   local asked = {}
   for at = first, #args, 3 do
     asked[#asked + 1] = args[at + 1]
@@ -335,6 +380,18 @@ local function settle(keys, args, first, group, act)
     act(positions, texts, indexes)
   end
   return answers
+end
+
+-- Judges the leases of an ack, nack or extend, three arguments each (generation, position, lease text) from `first` on,
+-- and calls `act` with lists of those that hold: positions, texts, indexes. Answers with 'ok' where all hold, else with a
+-- word each: 'ok', 'already', or why the lease is lost.
+local function settle(keys, args, first, group, act)
+  local positions, texts, indexes = all_held(keys, args, first, group)
+  if not positions then
+    return settle_each(keys, args, first, group, act)
+  end
+  act(positions, texts, indexes)
+  return 'ok'
 end
 
 -- The key of the events of the lease at `index`: behind the group's keys stands one for each lease.

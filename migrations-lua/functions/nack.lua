@@ -3,7 +3,7 @@
 -- KEYS     those of groups.lua; in ordered groups then, for each lease, events:<stream>
 -- ARGV     1 group    2 'retry', 'park', 'skip' or 'exhausted' (parks)    3 delay of the retry in ms, '' for the backoff
 --          4 reason    5.. three for each lease: generation, position, lease text
--- RETURNS  a word for each lease: 'ok', 'already', or why it is lost
+-- RETURNS  'ok' where all leases hold; else a word for each: 'ok', 'already', or why it is lost
 -- ERRORS   NOGROUP <name>           there is no such group
 
 local function retry(keys, group, position, text, delay, now)

@@ -1,32 +1,54 @@
--- es_next: hand out events to a consumer, each with a lease. Due retries and expired leases first, then what was
--- released, then new ones.
+-- es_next: hand out events to consumers, each with a lease. Due retries and expired leases first, then what was released,
+-- then new ones. Consumers that ask at the same time share a call: what there is goes to the first one until it has what
+-- it wants, then to the second, and so on.
 --
 -- KEYS     those of groups.lua
--- ARGV     1 group    2 generation    3 consumer    4 most events    5 nonce, 16 hex digits, new for every call
---          6 most entries to look at, of all kinds together; no more events than that are handed out
+-- ARGV     1 group    2 generation    3 nonce, 16 hex digits, new for every call
+--          4 most entries to look at, of all kinds together; no more events than that are handed out
+--          5.. two for each one who asks: consumer, most events
 -- RETURNS  1 'more' (ask again at once), 'head' (nothing more by now), 'full' (max_in_flight is reached), 'paused'
 --          2 when the next lease ends or retry is due, ms since 1970; 0 where none waits    3 Redis' clock, likewise
---          4 when the leases of this call end, likewise    5 two for each event: position, lease text
---          6 three for each chore: 'exhausted' or 'gone', position, lease text; or 'release', stream, ''
+--          4 when the leases of this call end, likewise    5 how many events each one gets, in the order of asking
+--          6 two for each event: position, lease text
+--          7 three for each chore: 'exhausted' or 'gone', position, lease text; or 'release', stream, ''
 -- ERRORS   NOGROUP <name>           there is no such group, or it is of another generation
 
 local ASKED_MS = 10000
 -- From so many entries on, reading them once more is cheaper than to claim each.
 local RUN = 4
 
+-- What is handed out, or left to the service, takes a place; the places up to `ends[i]` are those of the first i consumers.
 local function new_call(keys, args, group)
-  local now, look = clock(), tonumber(args[6])
+  local now, look, limit, consumers, ends, counts = clock(), tonumber(args[4]), 0, {}, {}, {}
+  for at = 5, #args, 2 do
+    limit = math.min(limit + tonumber(args[at + 1]), look)
+    local n = #consumers + 1
+    consumers[n], ends[n], counts[n] = args[at], limit, 0
+  end
   return {
-    keys = keys, group = group, consumer = args[3], limit = math.min(tonumber(args[4]), look), nonce = args[5],
-    now = now, look = look, deadline = now + group.lease_ms, events = {}, chores = {}, handed = 0,
+    keys = keys, group = group, consumers = consumers, ends = ends, counts = counts, limit = limit, nonce = args[3],
+    first = args[3] .. ':1:', now = now, look = look, deadline = now + group.lease_ms, events = {}, chores = {},
+    handed = 0, whose = 1,
   }
+end
+
+-- The number of the consumer whose the next place is.
+local function next_one(call)
+  local whose, ends = call.whose, call.ends
+  while ends[whose] <= call.handed do
+    whose = whose + 1
+  end
+  call.whose = whose
+  return whose
 end
 
 -- Notes an event as handed out. What is noted is written by `write_leases`.
 local function hand_out(call, position, count, version, stream)
-  local events = call.events
+  local events, counts, whose = call.events, call.counts, next_one(call)
   local n = #events
-  events[n + 1], events[n + 2] = position, call.nonce .. ':' .. digits(count) .. ':' .. version .. ':' .. stream
+  events[n + 1] = position
+  events[n + 2] = (count == 1 and call.first or call.nonce .. ':' .. digits(count) .. ':') .. version .. ':' .. stream
+  counts[whose] = counts[whose] + 1
   call.handed = call.handed + 1
 end
 
@@ -35,11 +57,28 @@ local function leave(call, what, position, text)
   call.handed = call.handed + 1
 end
 
--- Makes entries of the source pending for the consumer, as delivered so often. The ids of those that are there.
-local function claim(call, ids, count)
-  local arguments = { 'XCLAIM', call.keys[SOURCE], call.group.name, call.consumer, 0 }
-  for i = 1, #ids do
-    arguments[i + 5] = ids[i]
+-- Calls `act` with each consumer that gets some of the `count` places behind the first `from`, and the numbers, from 1
+-- on, of the first and the last that it gets. Ends where `act` answers `false`.
+local function each_part(call, from, count, act)
+  local whose, first = 1, 1
+  while first <= count do
+    while call.ends[whose] < from + first do
+      whose = whose + 1
+    end
+    local last = math.min(count, call.ends[whose] - from)
+    if act(call.consumers[whose], first, last) == false then
+      return
+    end
+    first = last + 1
+  end
+end
+
+-- Makes entries of the source pending for a consumer, as delivered so often: those from number `first` to `last` of
+-- `ids`. The ids of those that are there.
+local function claim(call, consumer, ids, first, last, count)
+  local arguments = { 'XCLAIM', call.keys[SOURCE], call.group.name, consumer, 0 }
+  for i = first, last do
+    arguments[i - first + 6] = ids[i]
   end
   local n = #arguments
   arguments[n + 1], arguments[n + 2], arguments[n + 3], arguments[n + 4] = 'FORCE', 'JUSTID', 'RETRYCOUNT', count
@@ -55,7 +94,7 @@ local function take_due(call)
     retried = retried + (nonce == '0' and 1 or 0)
     if count >= call.group.max_deliveries then
       leave(call, 'exhausted', position, text)
-    elseif #claim(call, { '0-' .. position }, count + 1) > 0 then
+    elseif #claim(call, call.consumers[next_one(call)], { '0-' .. position }, 1, 1, count + 1) > 0 then
       hand_out(call, position, count + 1, version, stream)
     else
       leave(call, 'gone', position, text)
@@ -79,9 +118,11 @@ local function take_ready(call)
   for i, member in ipairs(members) do
     ids[i] = '0-' .. string.match(member, '^%d+')
   end
-  for _, id in ipairs(claim(call, ids, 1)) do
-    there[id] = true
-  end
+  each_part(call, call.handed, #ids, function(consumer, first, last)
+    for _, id in ipairs(claim(call, consumer, ids, first, last, 1)) do
+      there[id] = true
+    end
+  end)
   redis.call('ZREM', call.keys[READY], unpack(members))
   for i, member in ipairs(members) do
     local position, version, stream = string.match(member, '^(%d+):(%d+):(.*)$')
@@ -118,9 +159,10 @@ local function give_back(call, entries)
   move_cursor(call)
 end
 
--- The entries that Redis' own group gives, now pending; nil where they are not those right after position `after`.
-local function read_group(call, after, most)
-  local found = redis.call('XREADGROUP', 'GROUP', call.group.name, call.consumer, 'COUNT', most, 'STREAMS',
+-- The entries that Redis' own group gives a consumer, now pending; nil where they are not those right after position
+-- `after`.
+local function read_group(call, consumer, after, most)
+  local found = redis.call('XREADGROUP', 'GROUP', call.group.name, consumer, 'COUNT', most, 'STREAMS',
     call.keys[SOURCE], '>')
   local entries = found and found[1][2] or {}
   local count = #entries
@@ -133,36 +175,47 @@ end
 -- Makes new entries pending. Where each one behind `first` is to be handed out, Redis' own group gives just those: many
 -- of them in half the time.
 local function claim_new(call, ids, first)
-  local all = not call.group.stream and #ids >= RUN and call.group.cursor == first + #ids
-  if #ids > 0 and not (all and read_group(call, first, #ids)) then
-    claim(call, ids, 1)
-  end
+  local all = not call.group.stream and call.group.cursor == first + #ids
+  each_part(call, call.handed - #ids, #ids, function(consumer, from, to)
+    all = all and to - from + 1 >= RUN and read_group(call, consumer, first + from - 1, to - from + 1)
+    if not all then
+      claim(call, consumer, ids, from, to, 1)
+    end
+  end)
 end
 
--- A group without order that wants all of the log takes what Redis' own group gives it: half the work. Returns the
--- state; nil where that is not possible, or not what should come.
+-- A group without order that wants all of the log takes new events by what Redis' own group gives it: half the work. Each
+-- consumer takes its own. Returns the state; nil where that is not possible, or not what should come.
 local function take_all(call)
   local keys, group = call.keys, call.group
   if group.ordered or group.types or group.categories or group.stream or group.cursor < group.overlap
     or redis.call('XLEN', keys[SOURCE]) <= group.cursor then
     return nil
   end
-  local most = math.min(call.limit - call.handed, call.room)
-  local entries = read_group(call, group.cursor, most)
-  if not entries then
-    return nil
+  local most, taken = math.min(call.limit - call.handed, call.room), 0
+  local state = most < call.limit - call.handed and 'full' or 'more'
+  each_part(call, call.handed, most, function(consumer, first, last)
+    local entries = read_group(call, consumer, group.cursor, last - first + 1)
+    if not entries then
+      state = taken > 0 and 'more' or nil
+      return false
+    end
+    local count = #entries
+    for i = 1, count do
+      local fields = entries[i][2]
+      hand_out(call, string.sub(entries[i][1], 3), 1, fields[4], fields[2])
+    end
+    taken, group.cursor = taken + count, group.cursor + count
+    if count < last - first + 1 then
+      state = 'head'
+      return false
+    end
+  end)
+  if taken > 0 then
+    -- Redis' own group has moved on by itself.
+    redis.call('HSET', keys[GROUP], 'cursor', digits(group.cursor))
   end
-  local count = #entries
-  for i = 1, count do
-    local fields = entries[i][2]
-    hand_out(call, string.sub(entries[i][1], 3), 1, fields[4], fields[2])
-  end
-  group.cursor = group.cursor + count
-  move_cursor(call)
-  if call.handed >= call.limit then
-    return 'more'
-  end
-  return count == call.room and 'full' or 'head'
+  return state
 end
 
 -- An event of a stream that is busy is passed over: counted, and stored nowhere. True where `stream` is busy.
@@ -333,7 +386,7 @@ local function next_events(keys, args)
   local call = new_call(keys, args, group)
   note_asked(call)
   local state, due = take(call)
-  return { state, due, call.now, call.deadline, call.events, call.chores }
+  return { state, due, call.now, call.deadline, call.counts, call.events, call.chores }
 end
 
 redis.register_function('es_next' .. suffix, next_events)

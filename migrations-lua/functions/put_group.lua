@@ -4,14 +4,16 @@
 -- KEYS     those of groups.lua
 -- ARGV     1 group    2 epoch, new at every creation    3 generation, new at every creation and seek
 --          4 revision, which rises with every change    5 position of the last event not to be delivered; counts where
---          the generation is new here    6.. settings, name and value
+--          the generation is new here    6.. settings, name and value; among them `stamp`, new in
+--          every call
 -- RETURNS  1, or 0 where the copy is of a later revision: whoever spreads an older one was overtaken
 -- ERRORS   none
 
 local function create(keys, args, start)
   redis.call('XGROUP', 'CREATE', keys[SOURCE], args[1], '0-' .. start, 'MKSTREAM', 'ENTRIESREAD', start)
-  redis.call('HSET', keys[GROUP], 'epoch', args[2], 'generation', args[3], 'cursor', start, 'held', 0,
-    'waiting', 0, 'stopped', 0)
+  -- What every call reads comes first: in a small hash a field is found from the front.
+  redis.call('HSET', keys[GROUP], 'generation', args[3], 'revision', args[4], 'stamp', '', 'cursor', start, 'held', 0,
+    'epoch', args[2], 'waiting', 0, 'stopped', 0)
 end
 
 -- Leases, retries and what was passed over are forgotten. Parked events stay, and leave by themselves where they are

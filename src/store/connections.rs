@@ -122,8 +122,14 @@ impl Connections {
     /// # Errors
     /// Redis does not answer within the timeout.
     pub(super) async fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        let span = traces::round_trip(operation_of(commands), commands.len());
+        self.exchange(commands).instrument(span).await
+    }
+
+    /// As `ask`, for a task of its own, of which no request's trace tells.
+    pub(super) async fn exchange(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
         let Inner { shared, next, timeout, metrics, .. } = &*self.0;
-        let (operation, began) = (commands.cmd_iter().next().map_or("other", operation), Instant::now());
+        let began = Instant::now();
         let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
         let calls = async {
             loop {
@@ -134,14 +140,17 @@ impl Connections {
                 }
             }
         };
-        let calls = calls.instrument(traces::round_trip(operation, commands.len()));
         let replies = tokio::time::timeout(*timeout, calls).await;
-        metrics.round_trip(operation, began.elapsed(), matches!(replies, Ok(Ok(_))));
+        metrics.round_trip(operation_of(commands), began.elapsed(), matches!(replies, Ok(Ok(_))));
         match replies {
             Ok(replies) => replies.map_err(|error| errors::from_call(&error)),
             Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
         }
     }
+}
+
+fn operation_of(commands: &Pipeline) -> &'static str {
+    commands.cmd_iter().next().map_or("other", operation)
 }
 
 fn is_loading(reply: &Value) -> bool {

@@ -32,6 +32,11 @@ const COUNT: usize = 1_000;
 /// Pause before a broken connection is opened again; doubled with each further one, and half of it is chance.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// From so many entries in one XREAD on the log is busy: then many are fetched at once and told once, for every follower
+/// that is woken costs the time of an append. The pause is for each follower, and in all no more than the most.
+const BUSY: usize = 16;
+const BUSY_PAUSE: Duration = Duration::from_micros(50);
+const BUSY_PAUSE_MAX: Duration = Duration::from_millis(5);
 /// How long the log may be silent before it is asked whether it is still the same.
 const CHECK: Duration = Duration::from_secs(5);
 /// What the recent events of all partitions may take together, in bytes; but those of one no less than the minimum.
@@ -258,7 +263,11 @@ impl Reader {
                 // What came while nobody followed was not looked at: those who do now begin anew.
                 return Ok(());
             } else if !news.is_empty() {
+                let busy = news.len() >= BUSY;
                 mark = self.take_in(mark, pointers::pointers(news)?).await?;
+                if busy {
+                    tokio::time::sleep(self.busy_pause()).await;
+                }
                 checked = Instant::now();
             } else if known && checked.elapsed() >= CHECK {
                 // A log that was emptied and began anew is silent until it has as many entries as before.
@@ -267,6 +276,11 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    fn busy_pause(&self) -> Duration {
+        let followers = self.shared.followers.load(Ordering::Acquire).min(1_000);
+        (BUSY_PAUSE * u32::try_from(followers).unwrap_or_default()).min(BUSY_PAUSE_MAX)
     }
 
     fn store(&self) -> Result<Store, Error> {

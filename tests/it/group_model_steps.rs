@@ -14,8 +14,8 @@ use crate::{
 /// Names that are prefixes of others, and that sort around the separators of the keys.
 pub const STREAMS: [&str; 10] = ["a-1", "a-1~", "a-1+b", "a-10", "a-2", "b-1", "b-2", "b-2:3", "b-3", "b-4"];
 const TYPES: [&str; 3] = ["placed", "paid", "sent"];
-/// What `es_next` answers: state, next due time, clock, when the leases end, events, chores.
-type NextReply = (String, u64, u64, u64, Vec<String>, Vec<String>);
+/// What `es_next` answers: state, next due time, clock, when the leases end, events of each, events, chores.
+type NextReply = (String, u64, u64, u64, Vec<usize>, Vec<String>, Vec<String>);
 
 /// No delay or lease of this many ms ends within a test.
 pub const FAR: u64 = 600_000;
@@ -104,7 +104,7 @@ impl World {
         Ok((next.deliveries.len(), next.more))
     }
 
-    /// A service takes events and chores, and dies before it does anything with them.
+    /// A service takes events and chores for several consumers, and dies before it does anything with them.
     async fn next_and_die(&mut self) -> Result<(), String> {
         let partitions = self.partitions();
         let partition = partitions[self.rng.usize(..partitions.len())];
@@ -112,9 +112,15 @@ impl World {
         let nonce = format!("{:016x}", self.rng.u64(..));
         let mut command = redis::cmd("FCALL");
         command.arg(self.library.function("es_next")).arg(keys.len()).arg(&keys).arg(self.name.as_str());
-        command.arg(&self.model.generation).arg("dead").arg(self.rng.usize(1..5)).arg(&nonce).arg(250);
+        command.arg(&self.model.generation).arg(&nonce).arg(250);
+        let limits: Vec<usize> = (0..self.rng.usize(1..4)).map(|_| self.rng.usize(1..5)).collect();
+        for (index, limit) in limits.iter().enumerate() {
+            command.arg(format!("dead-{index}")).arg(limit);
+        }
         let reply: redis::RedisResult<NextReply> = command.query_async(&mut self.redis).await;
-        let (_, _, _, _, events, chores) = reply.map_err(|error| format!("es_next: {error}"))?;
+        let (_, _, _, _, counts, events, chores) = reply.map_err(|error| format!("es_next: {error}"))?;
+        let fits = counts.len() == limits.len() && counts.iter().zip(&limits).all(|(count, limit)| count <= limit);
+        ensure!(fits && 2 * counts.iter().sum::<usize>() == events.len(), "{counts:?} events of {limits:?}");
         self.note(format!("next, and die: {} events, {chores:?}", events.len() / 2));
         for event in events.chunks_exact(2) {
             let lease = self.lease(partition, &event[0], event[1].clone());

@@ -5,6 +5,7 @@
 //! because its generation is another one; it is then brought up to date, and asked again.
 
 mod consumers;
+mod desk;
 mod next;
 mod parked;
 mod registry;

@@ -1,17 +1,14 @@
 //! Handing out.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
-use redis::Pipeline;
+use redis::Value;
 use tracing::debug;
 
-use super::{Group, random, settle::Nack};
+use super::{Group, settle::Nack};
 use crate::{
-    model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId},
-    store::{
-        Store,
-        read::{decode, entries},
-    },
+    model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId, Version},
+    store::{Store, errors, read::entries},
 };
 
 /// Most entries looked at in one call of a function: Redis does nothing else meanwhile.
@@ -33,8 +30,23 @@ pub struct Next {
     pub due_in: Option<Duration>,
 }
 
-/// What the function answers: state, next due time, clock, when the leases end, events, chores.
-type Reply = (String, u64, u64, u64, Vec<String>, Vec<String>);
+/// What one who asked got in a call of the function, and what the call found.
+pub(super) struct Handed {
+    /// Whether asking again at once may bring more.
+    pub(super) more: bool,
+    /// Whether the group is paused.
+    pub(super) paused: bool,
+    /// When the next lease ends or retry is due, 0 where none waits; Redis' clock; when these leases end: ms since 1970.
+    pub(super) due_ms: u64,
+    pub(super) now_ms: u64,
+    pub(super) deadline_ms: u64,
+    /// The leases, with the delivery's count, and version and stream of the event.
+    pub(super) leases: Vec<(LeaseToken, u64, Version, StreamId)>,
+    /// The entry of each, as XRANGE replies.
+    pub(super) events: Vec<Value>,
+    /// What the function left to the service.
+    pub(super) chores: Vec<String>,
+}
 
 impl Store {
     /// Hands at most `limit` events to a consumer: due retries and expired leases first, then new ones. The partitions
@@ -139,56 +151,34 @@ impl Store {
 
     async fn next_once(
         &self,
-        group: &Group,
+        group: &Arc<Group>,
         partition: Partition,
         consumer: &GroupName,
         limit: usize,
     ) -> Result<Next, Error> {
-        let mut command = self.group_command("es_next", group, partition, []);
-        command.arg(&group.generation).arg(consumer.as_str()).arg(limit).arg(random()).arg(LOOK);
-        let (state, due, now, deadline_ms, events, chores): Reply = decode(Some(self.call(command).await?))?;
-        let handed = events.len() / 2;
+        let mut handed = self.take(group, partition, consumer, limit).await?;
         // What is parked or skipped here makes room, and lets its stream go on.
-        let settled_some = !chores.is_empty();
-        self.do_chores(group, partition, chores).await?;
-        let deliveries = self.deliveries(group, partition, deadline_ms, events).await?;
-        let more = state == "more" || settled_some || deliveries.len() < handed;
-        Ok(Next {
-            deliveries,
-            more,
-            due_in: (state != "paused").then(|| {
-                // A lease that another instance gives after this look ends no earlier than one that it gives now.
-                let due = if due > 0 { due.saturating_sub(now) } else { u64::MAX };
-                Duration::from_millis(due.min(group.settings.lease_ms))
-            }),
-        })
+        self.do_chores(group, partition, mem::take(&mut handed.chores)).await?;
+        let Handed { more, paused, due_ms, now_ms, .. } = handed;
+        let wanted = handed.leases.len();
+        let deliveries = self.deliveries(group, partition, handed).await?;
+        let more = more || deliveries.len() < wanted;
+        let due_in = (!paused).then(|| {
+            // A lease that another instance gives after this look ends no earlier than one that it gives now.
+            let due = if due_ms > 0 { due_ms.saturating_sub(now_ms) } else { u64::MAX };
+            Duration::from_millis(due.min(group.settings.lease_ms))
+        });
+        Ok(Next { deliveries, more, due_in })
     }
 
-    /// Fetches the events that were handed out. Those that were removed meanwhile are skipped for good.
-    async fn deliveries(
-        &self,
-        group: &Group,
-        partition: Partition,
-        deadline_ms: u64,
-        handed: Vec<String>,
-    ) -> Result<Vec<Delivery>, Error> {
-        if handed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut commands = Pipeline::with_capacity(handed.len() / 2);
-        let mut leases = Vec::with_capacity(handed.len() / 2);
-        let mut handed = handed.into_iter();
-        while let (Some(position), Some(text)) = (handed.next(), handed.next()) {
-            let lease = LeaseToken::new(partition, &group.generation, &position, text);
-            let (lease, delivery_count, version, stream) =
-                lease.ok_or_else(|| Error::Corrupt(format!("position {position} of a group")))?;
-            let id = format!("0-{version}");
-            commands.cmd("XRANGE").arg(self.0.keys.events(partition, &stream)).arg(&id).arg(&id);
-            leases.push((lease, delivery_count, stream));
-        }
-        let replies = self.0.connections.read(&commands).await?;
+    /// The events that were handed out. Those that were removed meanwhile are skipped for good.
+    async fn deliveries(&self, group: &Group, partition: Partition, handed: Handed) -> Result<Vec<Delivery>, Error> {
+        let Handed { deadline_ms, leases, events, .. } = handed;
         let (mut deliveries, mut gone) = (Vec::with_capacity(leases.len()), Vec::new());
-        for ((lease, delivery_count, stream), reply) in leases.into_iter().zip(replies) {
+        for ((lease, delivery_count, _, stream), reply) in leases.into_iter().zip(events) {
+            if let Value::ServerError(error) = &reply {
+                return Err(errors::from_reply(error));
+            }
             match entries(&stream, Some(reply))?.pop() {
                 Some(event) => deliveries.push(Delivery { lease, deadline_ms, delivery_count, event }),
                 None => gone.push(lease),

@@ -9,9 +9,9 @@ use std::{
 use redis::{Cmd, Pipeline};
 use serde::{Deserialize, Serialize};
 
-use super::{consumers, random, settled::Floors, wait::Line};
+use super::{consumers, desk::Desk, random, settled::Floors, wait::Line};
 use crate::{
-    model::{Error, GroupName, GroupSettings, Partition, Start},
+    model::{Error, GroupName, GroupSettings, Partition, Partitions, Start},
     store::{Store, read::decode},
 };
 
@@ -43,6 +43,7 @@ pub struct Cache {
     groups: Mutex<HashMap<GroupName, (Instant, Arc<Group>)>>,
     lines: Mutex<HashMap<GroupName, Line>>,
     floors: Mutex<HashMap<GroupName, Floors>>,
+    desks: Mutex<HashMap<GroupName, Vec<Arc<Desk>>>>,
     tidied: Mutex<HashMap<GroupName, Instant>>,
 }
 
@@ -50,6 +51,19 @@ impl Cache {
     /// The line of those who wait for a group.
     pub(super) fn line(&self, name: &GroupName) -> Line {
         Arc::clone(self.lines.lock().expect("no holder panics").entry(name.clone()).or_default())
+    }
+
+    /// Where those come together who use one partition of a group.
+    pub(super) fn desk(&self, name: &GroupName, partitions: Partitions, partition: Partition) -> Arc<Desk> {
+        let mut desks = self.desks.lock().expect("no holder panics");
+        let index = usize::from(partition.get());
+        if let Some(of_group) = desks.get(name) {
+            return Arc::clone(&of_group[index]);
+        }
+        let of_group: Vec<Arc<Desk>> = partitions.all().map(|_| Arc::default()).collect();
+        let desk = Arc::clone(&of_group[index]);
+        desks.insert(name.clone(), of_group);
+        desk
     }
 
     /// Whether idle consumers of a group are to be looked for. It is told once.
@@ -244,7 +258,7 @@ impl Store {
         let backoff: Vec<String> = backoff_ms.iter().map(ToString::to_string).collect();
         let mut command = self.group_command("es_put_group", group, partition, []);
         command.arg(&group.epoch).arg(&group.generation).arg(group.revision).arg(start);
-        command.arg("paused").arg(u8::from(group.paused));
+        command.arg("stamp").arg(random()).arg("paused").arg(u8::from(group.paused));
         command.arg("stream").arg(stream.as_ref().map_or("", |stream| stream.as_str()));
         command.arg("categories").arg(categories.join("\n")).arg("types").arg(types.join("\n"));
         command.arg("ordering").arg(ordering.as_str()).arg("on_exhausted").arg(on_exhausted.as_str());

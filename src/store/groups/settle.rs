@@ -52,11 +52,10 @@ impl Store {
     /// # Errors
     /// [`Error::GroupNotFound`], or that Redis is not available.
     pub async fn ack(&self, name: &GroupName, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
-        let acks = |group: &Group, partition, leases: &[&LeaseToken]| {
-            with_leases(self.group_command("es_ack", group, partition, streams(group, leases)), leases)
+        let acks = |group: Arc<Group>, partition, leases: Arc<Vec<LeaseToken>>| async move {
+            self.ack_in(&group, partition, &leases).await
         };
-        let answers = self.settle(name, leases, acks, words).await?;
-        Ok(answers.into_iter().map(|(settled, _)| settled).collect())
+        self.settle(name, leases, sought(), acks).await
     }
 
     /// Gives events back.
@@ -64,21 +63,22 @@ impl Store {
     /// # Errors
     /// [`Error::GroupNotFound`], or that Redis is not available.
     pub async fn nack(&self, name: &GroupName, nack: &Nack<'_>, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
-        let nacks =
-            |group: &Group, partition, leases: &[&LeaseToken]| self.nack_command(group, partition, nack, leases);
-        let answers = self.settle(name, leases, nacks, words).await?;
+        let nacks = |group: Arc<Group>, partition, leases: Arc<Vec<LeaseToken>>| {
+            let command = self.nack_command(&group, partition, nack, &leases);
+            async move { answers(self.call(command).await?, leases.len()) }
+        };
+        let answers = self.settle(name, leases, sought(), nacks).await?;
         if nack.action == "retry" {
             self.count_exhausted(name, leases, &answers).await;
         }
-        Ok(answers.into_iter().map(|(settled, _)| settled).collect())
+        Ok(answers)
     }
 
     /// Counts the retries that were to be those of a last delivery: the function parks instead.
-    async fn count_exhausted(&self, name: &GroupName, leases: &[LeaseToken], answers: &[Answer]) {
+    async fn count_exhausted(&self, name: &GroupName, leases: &[LeaseToken], answers: &[Settled]) {
         let Ok(group) = self.cached_group(name).await else { return };
         let last = |lease: &LeaseToken| lease.delivery_count() >= Some(group.settings.max_deliveries);
-        let parked =
-            leases.iter().zip(answers).filter(|(lease, (settled, _))| *settled == Settled::Done && last(lease));
+        let parked = leases.iter().zip(answers).filter(|(lease, settled)| **settled == Settled::Done && last(lease));
         self.metrics().exhausted(parked.count());
     }
 
@@ -93,16 +93,16 @@ impl Store {
         lease_ms: Option<u64>,
         leases: &[LeaseToken],
     ) -> Result<Vec<(Settled, u64)>, Error> {
-        let extends = |group: &Group, partition, leases: &[&LeaseToken]| {
-            let mut command = self.group_command("es_extend", group, partition, []);
+        let extends = |group: Arc<Group>, partition, leases: Arc<Vec<LeaseToken>>| {
+            let mut command = self.group_command("es_extend", &group, partition, []);
             command.arg(lease_ms.map(|ms| ms.to_string()).unwrap_or_default());
-            with_leases(command, leases)
+            let command = with_leases(command, leases.iter());
+            async move {
+                let (deadline, words): (u64, Value) = decode(Some(self.call(command).await?))?;
+                Ok(answers(words, leases.len())?.into_iter().map(|settled| (settled, deadline)).collect())
+            }
         };
-        let extended = |reply| {
-            let (deadline, words): (u64, Vec<String>) = decode(Some(reply))?;
-            Ok(words.into_iter().map(|word| (settled(word), deadline)).collect())
-        };
-        self.settle(name, leases, extends, extended).await
+        self.settle(name, leases, (sought(), 0), extends).await
     }
 
     /// As `nack`, of one partition.
@@ -113,24 +113,23 @@ impl Store {
         nack: &Nack<'_>,
         leases: &[LeaseToken],
     ) -> Result<(), Error> {
-        let leases: Vec<&LeaseToken> = leases.iter().collect();
-        self.call(self.nack_command(group, partition, nack, &leases)).await.map(drop)
+        self.call(self.nack_command(group, partition, nack, leases)).await.map(drop)
     }
 
-    fn nack_command(&self, group: &Group, partition: Partition, nack: &Nack<'_>, leases: &[&LeaseToken]) -> Cmd {
+    fn nack_command(&self, group: &Group, partition: Partition, nack: &Nack<'_>, leases: &[LeaseToken]) -> Cmd {
         let mut command = self.group_command("es_nack", group, partition, streams(group, leases));
         command.arg(nack.action).arg(nack.delay_ms.map(|ms| ms.to_string()).unwrap_or_default()).arg(nack.reason);
         with_leases(command, leases)
     }
 
     /// Settles the leases of each partition in as few calls as may be, and puts the answers into the order of the leases.
-    async fn settle(
+    async fn settle<T: Clone, F: Future<Output = Result<Vec<T>, Error>>>(
         &self,
         name: &GroupName,
         leases: &[LeaseToken],
-        command: impl Fn(&Group, Partition, &[&LeaseToken]) -> Cmd,
-        answers_of: impl Fn(Value) -> Result<Vec<Answer>, Error>,
-    ) -> Result<Vec<Answer>, Error> {
+        sought: T,
+        call: impl Fn(Arc<Group>, Partition, Arc<Vec<LeaseToken>>) -> F,
+    ) -> Result<Vec<T>, Error> {
         let mut group = self.cached_group(name).await?;
         if leases.iter().any(|lease| lease.generation != group.generation) {
             // They are old, or our copy is: the group may even have been made anew, with another source or ordering.
@@ -138,16 +137,13 @@ impl Store {
             group = self.cached_group(name).await?;
         }
         // A lease of another group may name a partition that this one does not read.
-        let mut answers = vec![(Settled::Lost("sought".to_owned()), 0); leases.len()];
+        let mut answers = vec![sought; leases.len()];
         for partition in self.partitions_of(&group) {
             let own = leases.iter().enumerate().filter(|(_, lease)| lease.partition == partition);
-            let (indexes, of): (Vec<usize>, Vec<&LeaseToken>) = own.unzip();
+            let (indexes, of): (Vec<usize>, Vec<LeaseToken>) = own.map(|(index, lease)| (index, lease.clone())).unzip();
             for (indexes, of) in indexes.chunks(MOST).zip(of.chunks(MOST)) {
-                let call = |group: Arc<Group>| {
-                    let command = command(&group, partition, of);
-                    async move { self.call(command).await }
-                };
-                let found = answers_of(self.with_copy(name, partition, call).await?)?;
+                let of = Arc::new(of.to_vec());
+                let found = self.with_copy(name, partition, |group| call(group, partition, Arc::clone(&of))).await?;
                 if found.len() != of.len() {
                     return Err(Error::Corrupt("an answer for each lease".to_owned()));
                 }
@@ -160,12 +156,18 @@ impl Store {
     }
 }
 
-/// What became of a lease, and when it ends now, in ms since 1970; 0 where that was not asked.
-type Answer = (Settled, u64);
+/// What a lease is that the group does not know.
+fn sought() -> Settled {
+    Settled::Lost("sought".to_owned())
+}
 
-fn words(reply: Value) -> Result<Vec<Answer>, Error> {
-    let words: Vec<String> = decode(Some(reply))?;
-    Ok(words.into_iter().map(|word| (settled(word), 0)).collect())
+/// Reads what became of `count` leases: a word for all, or one for each.
+pub(super) fn answers(reply: Value, count: usize) -> Result<Vec<Settled>, Error> {
+    if let Value::Array(_) = reply {
+        let words: Vec<String> = decode(Some(reply))?;
+        return Ok(words.into_iter().map(settled).collect());
+    }
+    Ok(vec![settled(decode(Some(reply))?); count])
 }
 
 fn settled(word: String) -> Settled {
@@ -177,14 +179,14 @@ fn settled(word: String) -> Settled {
 }
 
 /// An ordered group looks for the next event of each stream.
-fn streams(group: &Group, leases: &[&LeaseToken]) -> Vec<StreamId> {
+pub(super) fn streams<'a>(group: &Group, leases: impl IntoIterator<Item = &'a LeaseToken>) -> Vec<StreamId> {
     match group.settings.ordering {
-        Ordering::Stream => leases.iter().filter_map(|lease| lease.stream()).collect(),
+        Ordering::Stream => leases.into_iter().filter_map(|lease| lease.stream()).collect(),
         Ordering::None => Vec::new(),
     }
 }
 
-fn with_leases(mut command: Cmd, leases: &[&LeaseToken]) -> Cmd {
+pub(super) fn with_leases<'a>(mut command: Cmd, leases: impl IntoIterator<Item = &'a LeaseToken>) -> Cmd {
     for lease in leases {
         command.arg(&lease.generation).arg(lease.position.get()).arg(&lease.text);
     }
