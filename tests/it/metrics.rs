@@ -20,10 +20,10 @@ const ONE: &str = r#"{"events":[{"id":"1","type":"placed","data":{"total":42}}]}
 const TWO: &str = r#"{"events":[{"type":"a","data":1},{"type":"b","data":22}]}"#;
 
 /// A scrape: the value of each sample, by its whole name.
-struct Scrape(String);
+pub struct Scrape(String);
 
 impl Scrape {
-    async fn of(app: &TestApp) -> Self {
+    pub async fn of(app: &TestApp) -> Self {
         let answer = app.get("/metrics").await.expect(200);
         assert_eq!(answer.header("content-type"), "application/openmetrics-text; version=1.0.0; charset=utf-8");
         assert_eq!(answer.header("cache-control"), "no-store");
@@ -33,7 +33,7 @@ impl Scrape {
 
     /// A sample, by its name behind `streamkeep_`, with its labels.
     #[track_caller]
-    fn get(&self, name: &str) -> f64 {
+    pub fn get(&self, name: &str) -> f64 {
         let found = self.0.lines().find_map(|line| line.strip_prefix(&format!("streamkeep_{name} ")));
         found.unwrap_or_else(|| panic!("no {name} in\n{}", self.0)).parse().unwrap()
     }
