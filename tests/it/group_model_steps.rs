@@ -53,7 +53,7 @@ impl World {
         let event =
             |kind: &&'static str| NewEvent { id: EventId::new_v7(), kind: (*kind).into(), data, metadata: "{}".into() };
         let events: Vec<NewEvent<'_>> = kinds.iter().map(event).collect();
-        let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events).await;
+        let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events, None).await;
         let appended = appended.map_err(|error| format!("append: {error}"))?;
         self.note(format!("append {stream} {kinds:?}: version {}", appended.version));
         let one = self.model.settings.stream.clone();
