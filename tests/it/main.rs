@@ -24,6 +24,7 @@ mod descriptors;
 mod doctor;
 mod durability;
 mod end;
+mod failover;
 mod faults;
 mod feed;
 mod feeds;
