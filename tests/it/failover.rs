@@ -177,7 +177,11 @@ async fn losses_are_found(loss: Loss) {
         use Violation::{AnswersDiffer, ConditionBroken, Lost, Misplaced, TwoWinners, WrongAnswer};
         matches!(
             violation,
-            Lost { .. } | TwoWinners { .. } | Misplaced { .. } | AnswersDiffer { .. } | WrongAnswer { .. }
+            Lost { .. }
+                | TwoWinners { .. }
+                | Misplaced { .. }
+                | AnswersDiffer { .. }
+                | WrongAnswer { .. }
                 | ConditionBroken { .. }
         )
     };

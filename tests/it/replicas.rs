@@ -34,6 +34,7 @@ impl Address {
             while let Ok((mut client, _)) = listener.accept().await {
                 let (path, closed) = accepted.lock().await.clone();
                 let Some(path) = path else { continue };
+                client.set_nodelay(true).unwrap();
                 tokio::spawn(async move {
                     let Ok(mut redis) = UnixStream::connect(path).await else { return };
                     let relayed = copy_bidirectional(&mut client, &mut redis);
