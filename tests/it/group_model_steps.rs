@@ -159,6 +159,7 @@ impl World {
         &mut self,
         leases: &[LeaseToken],
         answers: &[Settled],
+        is_nack: bool,
         mut then: impl FnMut(&mut Self, Place),
     ) -> Result<(), String> {
         ensure!(leases.len() == answers.len(), "{} answers", answers.len());
@@ -168,7 +169,10 @@ impl World {
             let before = judged.iter().find(|(known, _)| *known == lease).map(|(_, verdict)| *verdict);
             let verdict = before.unwrap_or_else(|| self.model.judge(lease));
             judged.push((lease, verdict));
+            // To who gives the same delivery back once more, it is done already.
+            let once_more = is_nack && *answer == Settled::Already && self.model.was_given_back(lease);
             let fits = match verdict {
+                Verdict::Lost | Verdict::DoneOrLost if once_more => true,
                 Verdict::Done => *answer == Settled::Done,
                 Verdict::Already => *answer == Settled::Already,
                 Verdict::Lost => matches!(answer, Settled::Lost(_)),
@@ -190,14 +194,14 @@ impl World {
         let leases = self.some_leases();
         let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
-        self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
+        self.judge(&leases, &answers, false, |world, place| world.model.set(place, State::Settled))
     }
 
     pub async fn ack_held(&mut self) -> Result<(), String> {
         let leases = std::mem::take(&mut self.held);
         let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
-        self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
+        self.judge(&leases, &answers, false, |world, place| world.model.set(place, State::Settled))
     }
 
     async fn nack(&mut self) -> Result<(), String> {
@@ -212,7 +216,7 @@ impl World {
         self.note_settled(&format!("nack {nack:?}"), &leases, &answers);
         let backoff = self.model.settings.backoff_ms.clone();
         let most = self.model.settings.max_deliveries;
-        self.judge(&leases, &answers, |world, place| {
+        self.judge(&leases, &answers, true, |world, place| {
             let State::Leased { count, .. } = world.model.events[&place].state else { return };
             let index = usize::try_from(count).unwrap().min(backoff.len());
             let delay = delay_ms.unwrap_or_else(|| if index == 0 { 0 } else { backoff[index - 1] });
@@ -233,7 +237,7 @@ impl World {
         let answers: Vec<Settled> = answers.into_iter().map(|(answer, _)| answer).collect();
         self.note_settled("extend", &leases, &answers);
         let mut extended = Vec::new();
-        self.judge(&leases, &answers, |world, place| {
+        self.judge(&leases, &answers, false, |world, place| {
             if let State::Leased { text, count, .. } = world.model.events[&place].state.clone() {
                 world.model.set(place, State::Leased { text, count, due: false });
                 extended.push(place);

@@ -68,6 +68,7 @@ mod kill_service;
 mod load;
 mod log;
 mod lost_calls;
+mod lost_group_calls;
 mod manual;
 mod metrics;
 mod migrations;
