@@ -263,3 +263,31 @@ async fn a_lost_reply_is_settled_and_confirmed() {
         assert_eq!((answer.header(HEADER), answer.json()["version"].as_u64()), ("replicated", Some(version)));
     }
 }
+
+/// On a connection that has written nothing WAIT answers at once on newer servers, whatever replicas have.
+#[tokio::test]
+async fn what_a_repeat_finds_is_not_confirmed_by_a_replica_that_hangs() {
+    let replicas = Replicas::start(1, Always).await;
+    let proxy = Proxy::start(&replicas.primary).await;
+    let address = proxy.address();
+    let app = TestApp::start_with(replicas.primary.clone(), 1, |test| {
+        test.store.address = address;
+        test.store.durability = floor(Replicated);
+        test.store.timeout = TIMEOUT;
+    })
+    .await;
+    let key = [("idempotency-key", "k")];
+    for (number, (headers, body)) in
+        [(&[][..], ONE), (&[("if-match", "*")], ONE), (&[("if-none-match", "*")], ONE), (&key, ONE), (&[], WITH_ID)]
+            .into_iter()
+            .enumerate()
+    {
+        eventually("the replica follows", async || app.append("s-1", ONE).await.status == 201).await;
+        replicas.replicas[0].signal("STOP");
+        let stream = if number == 2 { "s-2" } else { "s-1" };
+        let _lost = proxy.spoil_next(Fault::ReplyLost).await;
+        let answer = app.append_with(stream, headers, body).await;
+        replicas.replicas[0].signal("CONT");
+        assert_eq!(answer.expect_problem(504, "durability-unconfirmed").json()["applied"], true);
+    }
+}
