@@ -12,7 +12,7 @@ use crate::{
     app::{Answer, TestApp, TestRedis, eventually, free_address},
     program::{finish, serve},
     proxy::{Fault, Proxy},
-    replicas::Replicas,
+    replicas::Nodes,
 };
 
 const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
@@ -21,8 +21,8 @@ const HEADER: &str = "streamkeep-durability";
 /// Long enough for a busy machine; half of it is what a test waits for replicas that hang.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-async fn service(replicas: &Replicas, config: DurabilityConfig) -> TestApp {
-    TestApp::start_with(replicas.primary.clone(), 1, |test| {
+async fn service(nodes: &Nodes, config: DurabilityConfig) -> TestApp {
+    TestApp::start_with(nodes.primary.clone(), 1, |test| {
         test.store.durability = config;
         test.store.timeout = TIMEOUT;
     })
@@ -74,8 +74,8 @@ async fn a_redis_alone_gives_what_its_disk_gives() {
 
 #[tokio::test]
 async fn with_replicas_the_level_is_replicated_and_cannot_be_lowered() {
-    let replicas = Replicas::start(1, Always).await;
-    let app = service(&replicas, DurabilityConfig::default()).await;
+    let nodes = Nodes::start(1, Always).await;
+    let app = service(&nodes, DurabilityConfig::default()).await;
     assert_eq!(app.append("s-1", WITH_ID).await.expect(201).header(HEADER), "replicated");
     assert_eq!(app.append("s-1", WITH_ID).await.expect(200).header(HEADER), "replicated");
     for asked in ["memory", "fsync", "replicated"] {
@@ -84,34 +84,34 @@ async fn with_replicas_the_level_is_replicated_and_cannot_be_lowered() {
     // What replicas have on disk, only the operator can know.
     ask(&app, "replicated-fsync").await.expect_problem(400, "durability-unsupported");
     let asserted = DurabilityConfig { assert_fsync: true, ..floor(ReplicatedFsync) };
-    let app = service(&replicas, asserted).await;
+    let app = service(&nodes, asserted).await;
     assert_eq!(ask(&app, "memory").await.expect(201).header(HEADER), "replicated-fsync");
     assert_eq!(app.get("/readyz").await.expect(200).json()["durability"], "replicated-fsync");
 }
 
 #[tokio::test]
 async fn who_asks_for_more_waits_for_replicas_and_nobody_else() {
-    let replicas = Replicas::start(1, Everysec).await;
-    let app = service(&replicas, floor(Memory)).await;
+    let nodes = Nodes::start(1, Everysec).await;
+    let app = service(&nodes, floor(Memory)).await;
     assert_eq!(ask(&app, "replicated").await.expect(201).header(HEADER), "replicated");
     // Everysec on the primary: that a replica has it does not put it on a disk.
     ask(&app, "fsync").await.expect_problem(400, "durability-unsupported");
-    replicas.replicas[0].signal("STOP");
+    nodes.replicas[0].signal("STOP");
     let (waiting, ()) = tokio::join!(ask(&app, "replicated"), async {
         for _ in 0..20 {
             assert_eq!(app.append("s-1", ONE).await.expect(201).header(HEADER), "memory");
         }
     });
     waiting.expect_problem(504, "durability-unconfirmed");
-    replicas.replicas[0].signal("CONT");
+    nodes.replicas[0].signal("CONT");
 }
 
 #[tokio::test]
 async fn what_a_hanging_replica_does_not_confirm_is_settled_by_a_repeat() {
-    let replicas = Replicas::start(1, Always).await;
-    let app = service(&replicas, floor(Replicated)).await;
+    let nodes = Nodes::start(1, Always).await;
+    let app = service(&nodes, floor(Replicated)).await;
     app.append("s-1", ONE).await.expect(201);
-    replicas.replicas[0].signal("STOP");
+    nodes.replicas[0].signal("STOP");
     let problem = app.append("s-1", WITH_ID).await.expect_problem(504, "durability-unconfirmed");
     assert_eq!(problem.header("etag"), "\"2\"");
     let document = problem.json();
@@ -133,7 +133,7 @@ async fn what_a_hanging_replica_does_not_confirm_is_settled_by_a_repeat() {
     let before = version(&app).await;
     app.append("s-1", ONE).await.expect_problem(503, "durability-unavailable");
     assert_eq!(version(&app).await, before, "nothing was written");
-    replicas.replicas[0].signal("CONT");
+    nodes.replicas[0].signal("CONT");
     let mut answer = None;
     eventually("the replica is back", async || {
         let again = app.append("s-1", WITH_ID).await;
@@ -154,45 +154,45 @@ async fn what_a_hanging_replica_does_not_confirm_is_settled_by_a_repeat() {
 
 #[tokio::test]
 async fn a_conflict_is_a_conflict_though_no_replica_confirms() {
-    let replicas = Replicas::start(1, Always).await;
-    let app = service(&replicas, floor(Replicated)).await;
+    let nodes = Nodes::start(1, Always).await;
+    let app = service(&nodes, floor(Replicated)).await;
     app.append("s-1", ONE).await.expect(201);
-    replicas.replicas[0].signal("STOP");
+    nodes.replicas[0].signal("STOP");
     let stale = app.append_with("s-1", &[("if-match", "\"7\"")], ONE).await;
     assert_eq!(stale.expect_problem(409, "version-conflict").json()["current_version"], 1);
-    replicas.replicas[0].signal("CONT");
+    nodes.replicas[0].signal("CONT");
 }
 
 /// Not all that hangs is one replica: as many must confirm as the operator says.
 #[tokio::test]
 async fn as_many_replicas_confirm_as_are_demanded() {
-    let replicas = Replicas::start(2, Always).await;
-    let one = service(&replicas, floor(Replicated)).await;
-    let two = service(&replicas, DurabilityConfig { replicas: 2, ..floor(Replicated) }).await;
+    let nodes = Nodes::start(2, Always).await;
+    let one = service(&nodes, floor(Replicated)).await;
+    let two = service(&nodes, DurabilityConfig { replicas: 2, ..floor(Replicated) }).await;
     two.append("s-1", ONE).await.expect(201);
-    replicas.replicas[1].signal("STOP");
+    nodes.replicas[1].signal("STOP");
     one.append("s-1", ONE).await.expect(201);
     two.append("s-1", ONE).await.expect_problem(504, "durability-unconfirmed");
-    replicas.replicas[1].signal("CONT");
+    nodes.replicas[1].signal("CONT");
     eventually("both confirm", async || two.append("s-1", ONE).await.status == 201).await;
 }
 
-async fn replicas_that_go(config: DurabilityConfig, fsync: AppendFsync) -> (Replicas, TestApp) {
-    let mut replicas = Replicas::start(1, fsync).await;
-    let app = service(&replicas, config).await;
+async fn replicas_that_go(config: DurabilityConfig, fsync: AppendFsync) -> (Nodes, TestApp) {
+    let mut nodes = Nodes::start(1, fsync).await;
+    let app = service(&nodes, config).await;
     assert_eq!(ask(&app, "replicated").await.expect(201).header(HEADER), "replicated");
-    let gone = replicas.replicas.pop();
+    let gone = nodes.replicas.pop();
     tokio::task::spawn_blocking(|| drop(gone)).await.unwrap();
     eventually("the replica is missed", async || {
-        check(&app, "durability").await.1 != "replicated" && replicas.online().await == 0
+        check(&app, "durability").await.1 != "replicated" && nodes.online().await == 0
     })
     .await;
-    (replicas, app)
+    (nodes, app)
 }
 
 #[tokio::test]
 async fn without_the_replicas_that_a_floor_demands_nothing_is_written() {
-    let (mut replicas, app) = replicas_that_go(floor(Replicated), Always).await;
+    let (mut nodes, app) = replicas_that_go(floor(Replicated), Always).await;
     let (status, detail) = check(&app, "durability").await;
     assert_eq!(status, "warn");
     assert!(detail.contains("0 of the 1 replica(s)"), "{detail}");
@@ -202,14 +202,14 @@ async fn without_the_replicas_that_a_floor_demands_nothing_is_written() {
     ask(&app, "memory").await.expect_problem(503, "durability-unavailable");
     assert_eq!(version(&app).await, before);
     app.get("/streams/s-1").await.expect(200);
-    replicas.add(Always).await;
+    nodes.add(Always).await;
     eventually("the new replica is seen", async || app.append("s-1", ONE).await.status == 201).await;
     assert_eq!(check(&app, "durability").await, ("ok".to_owned(), "replicated".to_owned()));
 }
 
 #[tokio::test]
 async fn without_a_floor_the_level_falls_and_who_asks_for_more_is_told() {
-    let (_replicas, app) = replicas_that_go(DurabilityConfig::default(), Everysec).await;
+    let (_nodes, app) = replicas_that_go(DurabilityConfig::default(), Everysec).await;
     assert_eq!(app.append("s-1", ONE).await.expect(201).header(HEADER), "memory");
     let before = version(&app).await;
     ask(&app, "replicated").await.expect_problem(503, "durability-unavailable");
@@ -253,10 +253,10 @@ async fn a_floor_that_cannot_be_reached_stops_the_start() {
 /// A repeat after a lost reply, on a connection that has written nothing, is confirmed for what the first call wrote.
 #[tokio::test]
 async fn a_lost_reply_is_settled_and_confirmed() {
-    let replicas = Replicas::start(1, Always).await;
-    let proxy = Proxy::start(&replicas.primary).await;
+    let nodes = Nodes::start(1, Always).await;
+    let proxy = Proxy::start(&nodes.primary).await;
     let address = proxy.address();
-    let app = TestApp::start_with(replicas.primary.clone(), 1, |test| test.store.address = address).await;
+    let app = TestApp::start_with(nodes.primary.clone(), 1, |test| test.store.address = address).await;
     for (version, fault) in (1..).zip([Fault::RequestLost, Fault::ReplyLost, Fault::ReplyLost]) {
         let _lost = proxy.spoil_next(fault).await;
         let answer = app.append("s-1", ONE).await.expect(201);
@@ -267,10 +267,10 @@ async fn a_lost_reply_is_settled_and_confirmed() {
 /// On a connection that has written nothing WAIT answers at once on newer servers, whatever replicas have.
 #[tokio::test]
 async fn what_a_repeat_finds_is_not_confirmed_by_a_replica_that_hangs() {
-    let replicas = Replicas::start(1, Always).await;
-    let proxy = Proxy::start(&replicas.primary).await;
+    let nodes = Nodes::start(1, Always).await;
+    let proxy = Proxy::start(&nodes.primary).await;
     let address = proxy.address();
-    let app = TestApp::start_with(replicas.primary.clone(), 1, |test| {
+    let app = TestApp::start_with(nodes.primary.clone(), 1, |test| {
         test.store.address = address;
         test.store.durability = floor(Replicated);
         test.store.timeout = TIMEOUT;
@@ -283,11 +283,11 @@ async fn what_a_repeat_finds_is_not_confirmed_by_a_replica_that_hangs() {
             .enumerate()
     {
         eventually("the replica follows", async || app.append("s-1", ONE).await.status == 201).await;
-        replicas.replicas[0].signal("STOP");
+        nodes.replicas[0].signal("STOP");
         let stream = if number == 2 { "s-2" } else { "s-1" };
         let _lost = proxy.spoil_next(Fault::ReplyLost).await;
         let answer = app.append_with(stream, headers, body).await;
-        replicas.replicas[0].signal("CONT");
+        nodes.replicas[0].signal("CONT");
         assert_eq!(answer.expect_problem(504, "durability-unconfirmed").json()["applied"], true);
     }
 }

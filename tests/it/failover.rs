@@ -19,7 +19,7 @@ use crate::{
     end::read_end,
     load::Load,
     record::{Call, End},
-    replicas::{Address, Replicas, follow, info, log_length, promote},
+    replicas::{Address, Nodes, follow, info, log_length, promote},
 };
 
 /// Fewest appends that are acknowledged before and after.
@@ -37,7 +37,7 @@ enum Loss {
 }
 
 struct Scene {
-    replicas: Replicas,
+    nodes: Nodes,
     address: Address,
     app: TestApp,
     load: Load,
@@ -46,10 +46,10 @@ struct Scene {
 
 impl Scene {
     async fn start(level: Durability) -> Self {
-        let replicas = Replicas::start(2, Everysec).await;
-        let address = Address::of(&replicas.primary).await;
+        let nodes = Nodes::start(2, Everysec).await;
+        let address = Address::of(&nodes.primary).await;
         let to = address.connection_info();
-        let app = TestApp::start_with(replicas.primary.clone(), 1, |config| {
+        let app = TestApp::start_with(nodes.primary.clone(), 1, |config| {
             config.store.address = to;
             config.store.durability = DurabilityConfig { floor: Some(level), ..DurabilityConfig::default() };
             config.store.timeout = Duration::from_secs(3);
@@ -58,7 +58,7 @@ impl Scene {
         app.put("/groups/all", r#"{"ordering":"stream","lease_ms":1000}"#).await.expect(201);
         let load = Load::new(16, vec![app.url.clone()]);
         let writers = load.start();
-        Self { replicas, address, app, load, writers }
+        Self { nodes, address, app, load, writers }
     }
 
     async fn acked(&self, more: usize) {
@@ -67,12 +67,12 @@ impl Scene {
     }
 
     /// Loses the primary. Gives the new one.
-    async fn lose(&mut self, loss: Loss) -> Arc<TestRedis> {
-        let old = self.replicas.primary.clone();
-        match loss {
+    async fn lose(&mut self, how: Loss) -> Arc<TestRedis> {
+        let old = self.nodes.primary.clone();
+        match how {
             Loss::Killed => {
-                self.replicas.link.lead_to(None).await;
-                self.replicas.link.cut().await;
+                self.nodes.link.lead_to(None).await;
+                self.nodes.link.cut().await;
                 let before = log_length(&old).await;
                 eventually("it goes on alone", async || log_length(&old).await >= before + ALONE).await;
                 old.signal("KILL");
@@ -81,7 +81,7 @@ impl Scene {
         }
         let new = self.promote().await;
         self.address.lead_to(Some(&new)).await;
-        if let Loss::Zombie = loss {
+        if let Loss::Zombie = how {
             // What was on its way to it is carried out now, and answered.
             old.signal("CONT");
             let before = log_length(&old).await;
@@ -94,18 +94,18 @@ impl Scene {
     /// As a Sentinel does it: the replica that is furthest takes over, the others follow it.
     async fn promote(&mut self) -> Arc<TestRedis> {
         let mut furthest = Vec::new();
-        for replica in std::mem::take(&mut self.replicas.replicas) {
+        for replica in std::mem::take(&mut self.nodes.replicas) {
             let offset: u64 = info(&replica).await.get("slave_repl_offset").unwrap();
             furthest.push((offset, replica));
         }
         furthest.sort_by_key(|(offset, _)| *offset);
         let (_, new) = furthest.pop().unwrap();
         promote(&new).await;
-        self.replicas.link = Address::of(&new).await;
-        self.replicas.primary = new.clone();
+        self.nodes.link = Address::of(&new).await;
+        self.nodes.primary = new.clone();
         for (_, replica) in furthest {
-            follow(&replica, &self.replicas.link).await;
-            self.replicas.replicas.push(replica);
+            follow(&replica, &self.nodes.link).await;
+            self.nodes.replicas.push(replica);
         }
         new
     }
@@ -137,12 +137,12 @@ async fn consume(client: reqwest::Client, url: String, end: CancellationToken) -
 }
 
 /// What came of it: the calls, what is stored, and what is wrong with it.
-async fn fail_over(level: Durability, loss: Loss) -> (Vec<Call>, End, Vec<Violation>) {
+async fn fail_over(level: Durability, how: Loss) -> (Vec<Call>, End, Vec<Violation>) {
     let mut scene = Scene::start(level).await;
     let end = CancellationToken::new();
     let consumer = tokio::spawn(consume(scene.app.client.clone(), scene.app.url.clone(), end.clone()));
     scene.acked(ACKED).await;
-    let new = scene.lose(loss).await;
+    let new = scene.lose(how).await;
     scene.acked(ACKED).await;
     scene.load.stop.cancel();
     scene.writers.join_all().await;
@@ -159,17 +159,17 @@ async fn fail_over(level: Durability, loss: Loss) -> (Vec<Call>, End, Vec<Violat
     violations.retain(|violation| !matches!(violation, Violation::BackInTime { .. }));
     let lost = violations.iter().filter(|violation| matches!(violation, Violation::Lost { .. })).count();
     let (calls_made, acked, wrong) = (calls.len(), scene.load.recorder.acked(), violations.len());
-    println!("{level}, {loss:?}: {calls_made} calls, {acked} acked, {lost} events lost, {wrong} violations");
+    println!("{level}, {how:?}: {calls_made} calls, {acked} acked, {lost} events lost, {wrong} violations");
     (calls, end, violations)
 }
 
-async fn nothing_is_lost(loss: Loss) {
-    let (.., violations) = fail_over(Replicated, loss).await;
+async fn nothing_is_lost(how: Loss) {
+    let (.., violations) = fail_over(Replicated, how).await;
     assert_eq!(violations, []);
 }
 
-async fn losses_are_found(loss: Loss) {
-    let (.., violations) = fail_over(Memory, loss).await;
+async fn losses_are_found(how: Loss) {
+    let (.., violations) = fail_over(Memory, how).await;
     let lost = violations.iter().filter(|violation| matches!(violation, Violation::Lost { .. })).count();
     assert!(lost >= ALONE, "{lost}: {violations:?}");
     // Versions are 1 to n, each event is there whole, once, and in the log, all the same.
@@ -224,11 +224,11 @@ async fn a_cursor_of_what_was_lost_is_refused() {
         cursor
     };
     let kept = append(1).await;
-    let log = log_length(&scene.replicas.primary).await;
-    eventually("it is replicated", async || log_length(&scene.replicas.replicas[0]).await == log).await;
-    eventually("it is replicated", async || log_length(&scene.replicas.replicas[1]).await == log).await;
-    scene.replicas.link.lead_to(None).await;
-    scene.replicas.link.cut().await;
+    let log = log_length(&scene.nodes.primary).await;
+    eventually("it is replicated", async || log_length(&scene.nodes.replicas[0]).await == log).await;
+    eventually("it is replicated", async || log_length(&scene.nodes.replicas[1]).await == log).await;
+    scene.nodes.link.lead_to(None).await;
+    scene.nodes.link.cut().await;
     let lost = append(2).await;
     let new = scene.promote().await;
     scene.address.lead_to(Some(&new)).await;

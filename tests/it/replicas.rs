@@ -67,13 +67,13 @@ fn socket(redis: &TestRedis) -> PathBuf {
 }
 
 /// A primary and its replicas, which follow it through an address.
-pub struct Replicas {
+pub struct Nodes {
     pub primary: Arc<TestRedis>,
     pub replicas: Vec<Arc<TestRedis>>,
     pub link: Address,
 }
 
-impl Replicas {
+impl Nodes {
     pub async fn start(count: usize, fsync: AppendFsync) -> Self {
         let primary = start(fsync).await;
         let link = Address::of(&primary).await;
