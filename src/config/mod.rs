@@ -92,7 +92,7 @@ pub struct Serve {
     #[arg(long, env = "STREAMKEEP_NO_MIGRATE")]
     pub no_migrate: bool,
 
-    /// Tasks that append, each with a connection to Redis of its own
+    /// Tasks that append, each with a connection to Redis of its own; as many again for what replicas confirm
     #[arg(long, env = "STREAMKEEP_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub writers: u8,
 

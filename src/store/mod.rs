@@ -68,9 +68,9 @@ pub struct StoreConfig {
     pub namespace: String,
     /// Number of partitions; must be the one that the store was created with.
     pub partitions: Partitions,
-    /// Tasks that append, each with a connection of its own.
+    /// Tasks that append, each with a connection of its own; as many again for what replicas confirm.
     pub writers: usize,
-    /// Most appends that wait for a writer; further ones are refused.
+    /// Most appends that wait for a writer, of either kind; further ones are refused.
     pub queued_max: usize,
     /// For each call, all of it: waiting, connecting, Redis' answer, repeating.
     pub timeout: Duration,
