@@ -87,9 +87,11 @@ local function check_index(keys, args, count)
   end
 end
 
--- Where a call's first event is; what the call was told then.
-local function told(entry, count)
+-- A call's first event is found: answers as the first call did, or would have. Its id goes into the index, where it may
+-- stand already, for something must be written: a WAIT behind this call must cover the first one.
+local function told(keys, args, entry, count)
   local version = stored_version(entry)
+  redis.call('HSET', keys[3], args[FIRST + 1], digits(version))
   return { version, version + count - 1, tonumber(field(entry[2], 'position')) + count - 1, 0 }
 end
 
@@ -102,7 +104,7 @@ local function check_repeated(keys, args, count)
   end
   local id = '0-' .. version
   local entry = redis.call('XRANGE', keys[1], id, id)[1]
-  return entry and told(entry, count) or redis.error_reply('UNSETTLED repeat')
+  return entry and told(keys, args, entry, count) or redis.error_reply('UNSETTLED repeat')
 end
 
 -- A repeat of a call whose ids are in no index, and whose condition names versions: its first event can only be behind
@@ -113,7 +115,7 @@ local function look_behind_expected(keys, args, count)
     local id = '0-' .. digits(tonumber(expected) + 1)
     local entry = redis.call('XRANGE', keys[1], id, id)[1]
     if entry and field(entry[2], 'id') == args[FIRST] then
-      return told(entry, count)
+      return told(keys, args, entry, count)
     end
   end
 end
@@ -130,7 +132,7 @@ local function look_back(keys, args, count)
     for _, entry in ipairs(entries) do
       local fields = entry[2]
       if field(fields, 'id') == args[FIRST] then
-        return told(entry, count)
+        return told(keys, args, entry, count)
       elseif tonumber(field(fields, 'timestamp')) < oldest then
         return nil
       end

@@ -14,6 +14,20 @@ local function retry(keys, group, position, text, delay, now)
   add_to(keys, 'waiting', 1)
 end
 
+-- Whether a lease is lost to an earlier call that asked for the same: what stands for its position is of its own delivery.
+-- A call is repeated where its reply was lost.
+local function is_done(keys, action, answer, position, text)
+  local _, deliveries, version, stream = parse_lease(text)
+  if answer == 'given-back' and action == 'retry' then
+    local waiting = '0:' .. digits(deliveries) .. ':' .. version .. ':' .. stream
+    return redis.call('HGET', keys[LEASE], position) == waiting
+  elseif answer == 'parked' and action ~= 'skip' then
+    local info = redis.call('HGET', keys[PARKED_INFO], position)
+    local counted, reason = string.match(info, '^%x+:%d+:(%d+):%d+:(%a+):')
+    return tonumber(counted) == deliveries and reason == (action == 'park' and 'nack' or 'exhausted')
+  end
+end
+
 local function nack(keys, args)
   local group = load_group(keys, args[1])
   if not group then
@@ -43,6 +57,11 @@ local function nack(keys, args)
       give_back(position, texts[i], indexes[i])
     end
   end)
+  for i, answer in ipairs(answers) do
+    if answer ~= 'ok' and is_done(keys, action, answer, args[2 + 3 * i + 1], args[2 + 3 * i + 2]) then
+      answers[i] = 'already'
+    end
+  end
   if action == 'retry' or full then
     -- Whoever waits must know of the new due times, also where they lie ahead.
     wake(keys, group.name)

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     config::Doctor,
-    store::{Check, CheckStatus, examine},
+    store::{Check, CheckStatus, StoreConfig, examine},
 };
 
 /// Looks at a deployment, and says what is wrong and what to do: a line a check.
@@ -17,7 +17,8 @@ use crate::{
 /// A check fails.
 pub async fn doctor(settings: Doctor) -> Result<(), Failure> {
     let (server, address) = redis(&settings.storage).await?;
-    let checks = examine(settings.storage.store_config(address)).await;
+    let config = StoreConfig { durability: settings.durability.config(), ..settings.storage.store_config(address) };
+    let checks = examine(config).await;
     stop(server).await?;
     let mut out = io::stdout().lock();
     for Check { name, status, detail } in &checks {

@@ -43,7 +43,7 @@ pub async fn serve(settings: Serve) -> Result<(), Failure> {
         }
     };
     let (server, app) = started;
-    let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
+    let (durability, partitions) = (app.store.standing().level(), app.store.partitions().count());
     let [access, tls_too] = [app.access.is_some(), tls.is_some()].map(|is| if is { "on" } else { "off" });
     info!(listen = %listener.local_addr()?, %durability, partitions, access, tls = tls_too, "ready");
     let admin = admin.map(|admin| tokio::spawn(http::serve_admin(admin, app.clone(), settings.server_options())));
@@ -72,6 +72,7 @@ async fn start(
         writers: settings.writers.into(),
         queued_max: usize::try_from(settings.queued_max)?,
         migrate: !settings.no_migrate,
+        durability: settings.durability.config(),
         ..settings.storage.store_config(address)
     };
     let app = App::new(AppState {

@@ -1,9 +1,11 @@
 //! Every command and every setting. The comments are `--help`, and the table in the README.
 
 mod clients;
+mod durability;
 mod tls;
 
 pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Service, Tail};
+pub use durability::DurabilityArgs;
 pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -17,7 +19,7 @@ use crate::{
     http::{AccessFiles, Limits, RateLimit, ServerOptions, parse_network},
     model::Partitions,
     redis_server::{AppendFsync, RedisServerConfig},
-    store::{Library, StoreConfig},
+    store::{DurabilityConfig, Library, StoreConfig},
     telemetry::{LogFormat, check_filter},
 };
 
@@ -82,11 +84,15 @@ pub struct Serve {
     #[command(flatten)]
     pub storage: Storage,
 
+    /// What appends must survive
+    #[command(flatten)]
+    pub durability: DurabilityArgs,
+
     /// Do not run due migrations, refuse to start instead
     #[arg(long, env = "STREAMKEEP_NO_MIGRATE")]
     pub no_migrate: bool,
 
-    /// Tasks that append, each with a connection to Redis of its own
+    /// Tasks that append, each with a connection to Redis of its own; as many again for what replicas confirm
     #[arg(long, env = "STREAMKEEP_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
     pub writers: u8,
 
@@ -215,6 +221,10 @@ pub struct Doctor {
     /// Where events are kept
     #[command(flatten)]
     pub storage: Storage,
+
+    /// What appends must survive
+    #[command(flatten)]
+    pub durability: DurabilityArgs,
 }
 
 /// Settings of `verify`.
@@ -358,6 +368,7 @@ impl Storage {
             queued_max: 10_000,
             timeout: Duration::from_millis(self.redis_timeout_ms.into()),
             migrate: true,
+            durability: DurabilityConfig::default(),
             library: Library::default(),
         }
     }

@@ -14,7 +14,10 @@ use super::{
     App,
     problem::{Code, Problem},
 };
-use crate::store::{Check, CheckStatus, Durability};
+use crate::{
+    model::Durability,
+    store::{Check, CheckStatus},
+};
 
 /// The routes of the probes.
 pub fn router() -> OpenApiRouter<App> {
@@ -38,8 +41,8 @@ pub struct Alive {
 pub struct Readiness {
     /// `ready`
     status: &'static str,
-    /// What an acknowledged append survives: `memory` or `fsync`.
-    #[schema(value_type = String, example = "fsync")]
+    /// What an acknowledged append survives that asks for nothing.
+    #[schema(value_type = super::document::DurabilityLevel)]
     durability: Durability,
     /// Number of partitions.
     partitions: u16,
@@ -82,6 +85,6 @@ pub async fn readyz(State(app): State<App>) -> Response {
         let checks = serde_json::to_string(&checks).expect("plain members are JSON");
         return Problem::new(Code::NotReady, "See checks.").with("checks", checks).into_response();
     }
-    let (durability, partitions) = (app.store.durability(), app.store.partitions().count());
+    let (durability, partitions) = (app.store.standing().level(), app.store.partitions().count());
     ([NO_STORE], Json(Readiness { status: "ready", durability, partitions, checks })).into_response()
 }

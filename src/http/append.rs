@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::{RawQuery, State},
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,7 @@ use super::{
     conditions::condition,
     etag,
     events::write_events,
-    extract::{Headers, Query, StreamPath, idempotency_key},
+    extract::{DURABILITY, Headers, Query, StreamPath, durability, idempotency_key},
     json::{self, Object},
     problem::{Code, Problem},
     trace::Trace,
@@ -39,8 +39,6 @@ pub fn router() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(append_events))
 }
 
-/// `Streamkeep-Durability`, on every 2xx append.
-pub const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
 /// Most events that a conflict carries with `?include=events`.
 const MISSED_MAX: usize = 100;
 /// How a body looks.
@@ -120,6 +118,11 @@ pub struct AppendResult {
 /// Repeating is safe for ever where the events carry ids, or the request an `Idempotency-Key`: the repeat answers 200
 /// with the first result. After 504 or a broken connection the outcome is unknown; repeat the request as it was.
 ///
+/// `Streamkeep-Durability` says what the events survive: `memory` (nothing for sure), `fsync` (a crash of Redis or its
+/// machine), `replicated` (the loss of the primary), `replicated-fsync` (both at once). A request may ask for more than the
+/// service demands, never for less. Where replicas do not confirm in time the answer is 504 `durability-unconfirmed`: the
+/// events are in the stream, and the same request with the same ids or key answers 200 once they are confirmed.
+///
 /// Bodies may be compressed (`Content-Encoding: gzip` or `zstd`).
 #[utoipa::path(
     post, path = "/streams/{id}/events", operation_id = "appendEvents", tag = "streams",
@@ -129,6 +132,7 @@ pub struct AppendResult {
         ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
         ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
         ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters, in quotes or bare; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257, pattern = r#"^("[ !#-\[\]-~]+"|[!#-\[\]-~]([ !#-\[\]-~]*[!#-\[\]-~])?)$"#),
+        ("Streamkeep-Durability" = inline(Option<super::document::DurabilityLevel>), Header, description = "What the events must survive, where that is more than the service demands of every append anyway; what they survive is in the same header of the answer", example = "replicated"),
         ("traceparent" = inline(Option<String>), Header, description = "The trace that the events belong to (W3C Trace Context). Kept in the metadata of each, as `traceparent`, unless that has one already; what breaks the rules is ignored", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate" = inline(Option<String>), Header, description = "Kept beside it, as `tracestate`; up to 512 bytes", example = "vendor=value"),
     ),
@@ -137,16 +141,16 @@ pub struct AppendResult {
     responses(
         (status = 201, description = "Appended", body = AppendResult, headers(
             ("ETag" = String, description = "The stream's version, quoted"), ("Location" = String, description = "The first event, relative"),
-            ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
+            ("Streamkeep-Durability" = String, description = "What the events survive: `memory`, `fsync`, `replicated` or `replicated-fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 200, description = "They were there already", body = AppendResult, headers(
             ("ETag" = String, description = "Version of the last of them, quoted"), ("Location" = String, description = "The first event, relative"),
-            ("Streamkeep-Durability" = String, description = "What the events survive: `memory` or `fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
+            ("Streamkeep-Durability" = String, description = "What the events survive: `memory`, `fsync`, `replicated` or `replicated-fsync`"), ("X-Request-Id" = String, description = "Id of this request"))),
         (status = 409, response = super::document::Conflict),
         (status = 400, response = super::document::BadRequest), (status = 406, response = super::document::NotAcceptable),
         (status = 408, response = super::document::RequestTimeout), (status = 410, response = super::document::Gone),
         (status = 413, response = super::document::TooLarge), (status = 415, response = super::document::UnsupportedMediaType),
         (status = 422, response = super::document::Unprocessable), (status = 428, response = super::document::PreconditionRequired),
-        (status = 503, response = super::document::Unavailable), (status = 504, response = super::document::OutcomeUnknown),
+        (status = 503, response = super::document::Unavailable), (status = 504, response = super::document::Unsettled),
         (status = 507, response = super::document::StorageFull),
     )
 )]
@@ -162,7 +166,7 @@ pub async fn append_events(
         .is_some();
     accepts_json(&headers)?;
     let condition = demanded(condition(&headers)?, &app)?;
-    let key = idempotency_key(&headers)?;
+    let (key, asked) = (idempotency_key(&headers)?, durability(&headers)?);
     let body = json_body(&headers, body, &app.limits, &app.room).await?;
     let request = json::parse(&body, FORM)?;
     let (mut events, retry) = new_events(&stream, request, key.as_deref(), &app.limits)?;
@@ -172,7 +176,7 @@ pub async fn append_events(
         }
     }
     let partition = app.store.partition(&stream);
-    match app.store.append(partition, &stream, &condition, &retry, &events).await {
+    match app.store.append(partition, &stream, &condition, &retry, &events, asked).await {
         Ok(appended) => {
             let bytes = events.iter().map(NewEvent::bytes).sum();
             app.metrics.appended(events.len(), bytes, appended.duplicate);
@@ -188,6 +192,14 @@ pub async fn append_events(
         }
         Err(error @ (Error::EventIdReused { index } | Error::DuplicateEventId { index })) => {
             Err(Problem::from(error).at(format!("#/events/{index}/id"), "is in the stream already"))
+        }
+        Err(error @ Error::DurabilityUnconfirmed { first_version, version }) => {
+            app.metrics.unconfirmed();
+            Err(Problem::from(error)
+                .header(header::ETAG, etag(version))
+                .with("applied", "true".to_owned())
+                .with("first_version", first_version.to_string())
+                .with("version", version.to_string()))
         }
         Err(error) => Err(error.into()),
     }
@@ -289,13 +301,13 @@ fn new_event<'a>(
 }
 
 fn answer(app: &App, stream: StreamId, partition: Partition, events: &[NewEvent<'_>], appended: Appended) -> Response {
-    let Appended { first_version, version, position, duplicate } = appended;
+    let Appended { first_version, version, position, duplicate, durability } = appended;
     let last_id = events.last().map_or("", |event| event.id.as_str());
     let cursor = Cursor::after(partition, position, last_id, app.store.partitions()).token();
     let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
     // Relative to the address of the request (RFC 9110 §10.2.2), so that it is right behind any prefix.
     let location = HeaderValue::from_str(&format!("events/{first_version}")).expect("digits are ASCII");
-    let durability = HeaderValue::from_static(app.store.durability().as_str());
+    let durability = HeaderValue::from_static(durability.as_str());
     let headers = [(header::ETAG, etag(version)), (header::LOCATION, location), (DURABILITY, durability)];
     let result =
         AppendResult { stream, first_version, version, partition, position, count: events.len(), cursor, duplicate };

@@ -6,8 +6,7 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::{
-    append::DURABILITY,
-    extract::IDEMPOTENCY_KEY,
+    extract::{DURABILITY, IDEMPOTENCY_KEY},
     feeds::LAST_EVENT_ID,
     request::REQUEST_ID,
     trace::{TRACEPARENT, TRACESTATE},

@@ -10,7 +10,7 @@ use percent_encoding::percent_decode_str;
 
 use super::problem::{Code, Problem};
 use crate::{
-    model::{GroupName, StreamId, Version},
+    model::{Durability, GroupName, StreamId, Version},
     store::Direction,
 };
 
@@ -240,6 +240,25 @@ pub fn forward_only(direction: Direction) -> Result<(), Problem> {
         Direction::Backward => {
             let detail = "What comes is at the head: wait goes with direction=forward.";
             Err(Problem::new(Code::InvalidParameter, detail))
+        }
+    }
+}
+
+/// `Streamkeep-Durability`: what an append must survive, of a request; what it survives, of its 2xx answer.
+pub const DURABILITY: HeaderName = HeaderName::from_static("streamkeep-durability");
+
+/// The level that an append asks for.
+///
+/// # Errors
+/// `invalid-request`
+pub fn durability(headers: &HeaderMap) -> Result<Option<Durability>, Problem> {
+    let mut values = headers.get_all(&DURABILITY).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    match value.to_str().ok().filter(|_| values.next().is_none()).and_then(|text| Durability::parse(text.trim())) {
+        Some(level) => Ok(Some(level)),
+        None => {
+            let rule = "Streamkeep-Durability stands once: memory, fsync, replicated or replicated-fsync.";
+            Err(Problem::new(Code::InvalidRequest, rule))
         }
     }
 }

@@ -55,6 +55,8 @@ codes! {
     InvalidPrecondition = BAD_REQUEST "invalid-precondition" "The condition cannot be read" final;
     /// Another header, or the request as such, breaks HTTP's rules or ours.
     InvalidRequest = BAD_REQUEST "invalid-request" "The request cannot be read" final;
+    /// The deployment does not give the level of durability that was asked for.
+    DurabilityUnsupported = BAD_REQUEST "durability-unsupported" "The level of durability is not given here" final;
     /// No credentials, or none that hold.
     Unauthorized = UNAUTHORIZED "unauthorized" "Credentials are needed" final;
     /// The credentials do not allow this.
@@ -119,10 +121,14 @@ codes! {
     StorageUnavailable = SERVICE_UNAVAILABLE "storage-unavailable" "The storage is not available" retryable;
     /// Redis is busy with a long command.
     StorageBusy = SERVICE_UNAVAILABLE "storage-busy" "The storage is busy" retryable;
+    /// Replicas are missing without which the level of durability cannot be reached.
+    DurabilityUnavailable = SERVICE_UNAVAILABLE "durability-unavailable" "The level of durability cannot be reached just now" retryable;
     /// The service cannot do its work.
     NotReady = SERVICE_UNAVAILABLE "not-ready" "The service is not ready" retryable;
     /// The call left, and no answer came.
     OutcomeUnknown = GATEWAY_TIMEOUT "outcome-unknown" "It is not known whether the events were appended" retryable;
+    /// The events are there, and fewer replicas than must have confirmed them.
+    DurabilityUnconfirmed = GATEWAY_TIMEOUT "durability-unconfirmed" "The events are appended, and not confirmed by enough replicas" retryable;
     /// Redis is at its memory limit.
     StorageFull = INSUFFICIENT_STORAGE "storage-full" "The storage is full" retryable;
 }
@@ -249,6 +255,9 @@ impl From<Error> for Problem {
             Error::GroupNotFound => Code::GroupNotFound,
             Error::GroupExists { .. } => Code::GroupExists,
             Error::OutcomeUnknown => Code::OutcomeUnknown,
+            Error::DurabilityUnconfirmed { .. } => Code::DurabilityUnconfirmed,
+            Error::DurabilityUnavailable(_) => Code::DurabilityUnavailable,
+            Error::DurabilityUnsupported(_) => Code::DurabilityUnsupported,
             Error::Unavailable(_) | Error::StorageUnavailable(_) | Error::FunctionMissing => Code::StorageUnavailable,
             Error::StorageBusy => Code::StorageBusy,
             Error::StorageFull => Code::StorageFull,
@@ -295,6 +304,19 @@ fn advice(error: &Error) -> String {
             "The events were appended whole or not at all. Repeat the request with the same ids or key to settle it."
                 .into()
         }
+        Error::DurabilityUnconfirmed { first_version, version } => format!(
+            "The events are in the stream as versions {first_version} to {version}, but replicas did not confirm them in \
+             time; a failover may undo them. Repeat the request with the same ids or key: it answers 200 once they are \
+             confirmed. Without ids or a key, do not repeat it."
+        ),
+        Error::DurabilityUnavailable(level) => format!(
+            "Replicas are missing, or a disk's setting was changed, so that {level} cannot be reached just now; nothing was \
+             written. Try again soon."
+        ),
+        Error::DurabilityUnsupported(level) => format!(
+            "This deployment does not give {level}; nothing was written. The header of an answer says what it gives; ask \
+             for that, or for nothing."
+        ),
         Error::GroupNotFound => "There is no consumer group of this name; PUT creates one.".into(),
         Error::GroupExists { setting } => format!(
             "The group exists with another value of {setting}, which cannot be changed. Seek moves a group; for another source or \

@@ -1,7 +1,7 @@
 //! Everything that can go wrong with a good request, in the field's words. What it means in HTTP is said in one
 //! place, `http/problem.rs`.
 
-use super::{Position, Version};
+use super::{Durability, Position, Version};
 
 /// Why the store did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +51,20 @@ pub enum Error {
     /// The call was sent, and no answer came: the append is whole or absent.
     #[error("the outcome is unknown")]
     OutcomeUnknown,
+    /// The events are in the stream, but fewer replicas have them, as far as is known, than the level demands.
+    #[error("versions {first_version} to {version} are not confirmed by enough replicas")]
+    DurabilityUnconfirmed {
+        /// Version of the first event.
+        first_version: Version,
+        /// Version of the last.
+        version: Version,
+    },
+    /// The deployment cannot give the level just now; nothing was written.
+    #[error("the level {0} cannot be reached just now")]
+    DurabilityUnavailable(Durability),
+    /// The deployment does not give the level that was asked for; nothing was written.
+    #[error("this deployment does not give the level {0}")]
+    DurabilityUnsupported(Durability),
     /// Redis cannot be reached, or is starting; nothing was written.
     #[error("the storage is not available: {0}")]
     Unavailable(String),

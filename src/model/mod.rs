@@ -2,6 +2,7 @@
 
 mod condition;
 mod cursor;
+mod durability;
 mod error;
 mod event;
 mod group;
@@ -11,6 +12,7 @@ mod time;
 
 pub use condition::Condition;
 pub use cursor::{Cursor, Fingerprint, Place, StreamCursor};
+pub use durability::Durability;
 pub use error::Error;
 pub use event::{Event, EventId, NewEvent, Retry, check_type};
 pub use group::{Delivery, GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Settled, Start};

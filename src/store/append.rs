@@ -6,8 +6,11 @@ use redis::{Cmd, Value};
 use tracing::warn;
 
 use crate::{
-    model::{Condition, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
-    store::{StartError, Store, errors, writers::NoReply},
+    model::{Condition, Durability, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
+    store::{
+        StartError, Store, errors,
+        writers::{NoReply, Reply},
+    },
 };
 
 /// How much older than the call an event may seem, by Redis' clock, and still be that of the call. More would make a
@@ -27,6 +30,8 @@ pub struct Appended {
     pub position: Position,
     /// They were there already, from an earlier request with the same ids.
     pub duplicate: bool,
+    /// What they survive.
+    pub durability: Durability,
 }
 
 struct Append<'a> {
@@ -38,14 +43,16 @@ struct Append<'a> {
 }
 
 impl Store {
-    /// Appends events, all or none, if the condition holds.
+    /// Appends events, all or none, if the condition holds. `asked` may raise the level of durability that every append
+    /// reaches.
     ///
     /// The call is sent once. Where its reply was lost, it is repeated as a question that cannot add anything twice:
     /// by the ids in the index, or, where the service made them, by looking back for the first. The lost call may also
     /// arrive after its repeat, from the buffer of a connection that only this side gave up, and adds nothing then.
     ///
     /// # Errors
-    /// After [`Error::OutcomeUnknown`] the events are there, whole, or not at all; after any other, not.
+    /// After [`Error::OutcomeUnknown`] the events are there, whole, or not at all; after
+    /// [`Error::DurabilityUnconfirmed`] they are there; after any other, not.
     pub async fn append(
         &self,
         partition: Partition,
@@ -53,7 +60,10 @@ impl Store {
         condition: &Condition,
         retry: &Retry,
         events: &[NewEvent<'_>],
+        asked: Option<Durability>,
     ) -> Result<Appended, Error> {
+        let plan = self.0.health.load().standing.plan(asked)?;
+        let writers = if plan.wait { &self.0.waiting_writers } else { &self.0.writers };
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
         let bytes = events.iter().map(|event| event.bytes() + 256).sum();
         let began = Instant::now();
@@ -61,8 +71,8 @@ impl Store {
         let mut lost = false;
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
-            let error = match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
-                Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
+            let error = match writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
+                Ok(Reply { value: Value::ServerError(reply), .. }) => match errors::from_reply(&reply) {
                     Error::FunctionMissing => match self.reload(deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
@@ -73,7 +83,15 @@ impl Store {
                     }
                     error => error,
                 },
-                Ok(value) => return appended(value),
+                Ok(Reply { value, confirmed }) => {
+                    let appended = appended(value, plan.reached)?;
+                    let Appended { first_version, version, .. } = appended;
+                    if confirmed {
+                        return Ok(appended);
+                    }
+                    self.doubt_health();
+                    return Err(Error::DurabilityUnconfirmed { first_version, version });
+                }
                 Err(NoReply::Lost) => {
                     lost = true;
                     if Instant::now() < deadline {
@@ -153,7 +171,7 @@ fn condition_text(condition: &Condition) -> String {
     }
 }
 
-fn appended(value: Value) -> Result<Appended, Error> {
+fn appended(value: Value, durability: Durability) -> Result<Appended, Error> {
     let numbers: Result<(u64, u64, u64, u8), _> = redis::from_redis_value(value);
     let (first, last, position, duplicate) = numbers.map_err(|error| Error::Corrupt(error.to_string()))?;
     Ok(Appended {
@@ -161,5 +179,6 @@ fn appended(value: Value) -> Result<Appended, Error> {
         version: Version::new(last).unwrap_or_default(),
         position: Position::new(position).unwrap_or_default(),
         duplicate: duplicate == 1,
+        durability,
     })
 }

@@ -78,6 +78,10 @@ impl Health {
                 Check::fail("functions", &self.library)
             },
             self.append_only_file(),
+            match self.standing.shortfall() {
+                None => Check::ok("durability", self.standing.level().as_str()),
+                Some(why) => Check::warn("durability", format!("{why}; appends are refused, all else goes on")),
+            },
             match self.eviction_policy.as_str() {
                 "noeviction" => Check::ok("maxmemory-policy", "noeviction"),
                 other => {
@@ -125,7 +129,7 @@ impl Health {
             0 => Check::ok(name, format!("{} connected", self.replicas.len())),
             away => Check::warn(
                 name,
-                format!("{away} of {} are not online yet: look at INFO replication", self.replicas.len()),
+                format!("{away} of {} are not online, or lag: look at INFO replication", self.replicas.len()),
             ),
         }
     }
@@ -133,11 +137,11 @@ impl Health {
 
 /// Looks at a deployment from all sides. Changes nothing.
 pub async fn examine(config: StoreConfig) -> Vec<Check> {
-    let StoreConfig { address, namespace, partitions, timeout, library, .. } = config;
+    let StoreConfig { address, namespace, partitions, timeout, library, durability, .. } = config;
     let looked = async {
         let connections = Connections::new(address, timeout)?;
         health::check_version(&connections).await?;
-        let health = Health::look(&connections, &library).await?;
+        let health = Health::look(&connections, &library, durability).await?;
         Ok::<_, StartError>((connections, health))
     };
     let (connections, health) = match looked.await {
@@ -145,9 +149,18 @@ pub async fn examine(config: StoreConfig) -> Vec<Check> {
         Err(error) => return vec![Check::fail("redis", unreachable_advice(&error))],
     };
     let mut checks = health.checks();
-    for check in checks.iter_mut().filter(|check| check.name == "functions" && check.status == CheckStatus::Fail) {
-        *check =
-            Check::warn("functions", format!("{} is not loaded: the service does it when it starts", check.detail));
+    for check in &mut checks {
+        match (check.name, check.status) {
+            ("functions", CheckStatus::Fail) => {
+                let detail = format!("{} is not loaded: the service does it when it starts", check.detail);
+                *check = Check::warn("functions", detail);
+            }
+            ("durability", CheckStatus::Warn) => {
+                let why = health.standing.shortfall().unwrap_or_default();
+                *check = Check::fail("durability", format!("{why}; the service does not start"));
+            }
+            _ => {}
+        }
     }
     checks.extend([health.memory(), health.replicas()]);
     let keys = Keys::new(&namespace, partitions);

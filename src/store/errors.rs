@@ -45,6 +45,9 @@ pub enum StartError {
     /// Somebody else uses the key of the log.
     #[error("the key {0} in Redis is not a log of Streamkeep; use another database, or a --namespace")]
     ForeignLog(String),
+    /// What is demanded of every append cannot be reached.
+    #[error("{0}")]
+    Durability(String),
     /// Another instance held the lock all the time.
     #[error("another instance has been running migrations for too long; try again")]
     MigrationsLocked,

@@ -1,38 +1,11 @@
 //! What the Redis underneath is, and what it promises.
 
-use std::fmt;
-
 use redis::{InfoDict, aio::ConnectionLike};
-use serde::Serialize;
 
-use crate::store::{Connections, Library, StartError};
+use crate::store::{Connections, DurabilityConfig, Library, Standing, StartError};
 
-/// What an acknowledged append survives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Durability {
-    /// Redis has it in memory; with `appendfsync everysec` about the last two seconds may be lost.
-    Memory,
-    /// It is on the primary's disk (`appendfsync always`).
-    Fsync,
-}
-
-impl Durability {
-    /// The level's name, as in the `Streamkeep-Durability` header.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Memory => "memory",
-            Self::Fsync => "fsync",
-        }
-    }
-}
-
-impl fmt::Display for Durability {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(self.as_str())
-    }
-}
+/// A replica that has sent no acknowledgement for longer, in seconds, is not counted on; each sends one a second.
+const LAG_MAX: u64 = 5;
 
 /// What a look at Redis showed.
 #[derive(Clone, Debug)]
@@ -57,20 +30,31 @@ pub struct Health {
     pub used_memory: u64,
     /// `maxmemory`, in bytes; 0 for none.
     pub max_memory: u64,
-    /// Of each connected replica whether it is online, not still fetching all.
+    /// Of each connected replica whether it follows closely: it is not still fetching all, and heard of lately.
     pub replicas: Vec<bool>,
-    /// Follows from these.
-    pub durability: Durability,
+    /// What follows from these for appends.
+    pub standing: Standing,
 }
 
 impl Health {
-    pub(super) async fn look(connections: &Connections, library: &Library) -> Result<Self, StartError> {
+    pub(super) async fn look(
+        connections: &Connections,
+        library: &Library,
+        durability: DurabilityConfig,
+    ) -> Result<Self, StartError> {
         let mut redis = connections.exclusive().await?;
         let info: InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
         let text = |name: &str| info.get::<String>(name).unwrap_or_default();
         let append_only = config(&mut redis, "appendonly").await.map(|value| value == "yes");
         let append_fsync = config(&mut redis, "appendfsync").await;
-        let always = append_only == Some(true) && append_fsync.as_deref() == Some("always");
+        let synced = append_only.zip(append_fsync.as_deref()).map(|(on, fsync)| on && fsync == "always");
+        let replicas: Vec<bool> = (0..)
+            .map_while(|number| info.get::<String>(&format!("slave{number}")))
+            .map(|replica| follows_closely(&replica))
+            .collect();
+        // Nobody waits for none; but whoever may not wait cannot have anything confirmed.
+        let may_wait = redis::cmd("WAIT").arg(0).arg(1).exec_async(&mut redis).await.is_ok();
+        let online = if may_wait { replicas.iter().filter(|online| **online).count() } else { 0 };
         Ok(Self {
             server_version: text("redis_version"),
             role: text("role"),
@@ -82,13 +66,17 @@ impl Health {
             eviction_policy: text("maxmemory_policy"),
             used_memory: info.get("used_memory").unwrap_or(0),
             max_memory: info.get("maxmemory").unwrap_or(0),
-            replicas: (0..)
-                .map_while(|number| info.get::<String>(&format!("slave{number}")))
-                .map(|replica| replica.contains("state=online"))
-                .collect(),
-            durability: if always { Durability::Fsync } else { Durability::Memory },
+            replicas,
+            standing: Standing::new(durability, synced, online),
         })
     }
+}
+
+/// As INFO has it: `ip=10.0.0.7,port=6379,state=online,offset=15441,lag=0`.
+fn follows_closely(replica: &str) -> bool {
+    let member = |name: &str| replica.split(',').find_map(|part| part.strip_prefix(name)?.strip_prefix('='));
+    let lag = member("lag").and_then(|lag| lag.parse().ok()).unwrap_or(u64::MAX);
+    member("state") == Some("online") && lag <= LAG_MAX
 }
 
 /// A setting of Redis; `None` where CONFIG is closed, as managed services do.

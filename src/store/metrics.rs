@@ -91,7 +91,7 @@ impl StoreMetrics {
         }
         registry.register(
             "redis_round_trip_duration_seconds",
-            "Time of round trips to Redis, waits for the disk and repetitions included, by function or first command",
+            "Time of round trips to Redis, waits for the disk, for replicas and repetitions included, by function or first command",
             self.round_trips.clone(),
         );
         registry.register("redis_failures", "Round trips to Redis that brought no reply", self.failures.clone());

@@ -6,6 +6,7 @@
 mod append;
 mod checks;
 mod connections;
+mod durability;
 mod errors;
 mod follow;
 mod functions;
@@ -31,16 +32,18 @@ use std::{
 
 use arc_swap::ArcSwap;
 use redis::ConnectionInfo;
+use tokio::sync::Notify;
 
 pub use append::Appended;
 pub use checks::{Check, CheckStatus, examine};
 pub use connections::Connections;
+pub use durability::{DurabilityConfig, Standing};
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};
 pub use functions::{Library, hex};
 pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, ParkedPage, Which};
 use grown::Grown;
-pub use health::{Durability, Health};
+pub use health::Health;
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
 pub use metrics::{COUNTS, SECONDS, StoreMetrics};
@@ -65,14 +68,16 @@ pub struct StoreConfig {
     pub namespace: String,
     /// Number of partitions; must be the one that the store was created with.
     pub partitions: Partitions,
-    /// Tasks that append, each with a connection of its own.
+    /// Tasks that append, each with a connection of its own; as many again for what replicas confirm.
     pub writers: usize,
-    /// Most appends that wait for a writer; further ones are refused.
+    /// Most appends that wait for a writer, of either kind; further ones are refused.
     pub queued_max: usize,
     /// For each call, all of it: waiting, connecting, Redis' answer, repeating.
     pub timeout: Duration,
     /// Whether to run due migrations; if not, they stop the start.
     pub migrate: bool,
+    /// What appends must survive.
+    pub durability: DurabilityConfig,
     /// The functions; tests put in others.
     pub library: Library,
 }
@@ -86,10 +91,15 @@ struct Inner {
     partitions: Partitions,
     connections: Connections,
     writers: Writers,
+    /// For what replicas have to confirm: others do not wait for that.
+    waiting_writers: Writers,
     library: Library,
     append_function: String,
     timeout: Duration,
+    durability: DurabilityConfig,
     health: ArcSwap<Health>,
+    /// Told when Redis is to be looked at before its time.
+    doubt: Arc<Notify>,
     /// Bytes of the largest event read so far.
     largest: AtomicUsize,
     groups: groups::Cache,
@@ -104,7 +114,8 @@ impl Store {
     /// # Errors
     /// [`StartError`], in one sentence each.
     pub async fn open(config: StoreConfig) -> Result<Self, StartError> {
-        let StoreConfig { address, namespace, partitions, writers, queued_max, timeout, migrate, library } = config;
+        let StoreConfig { address, namespace, partitions, writers, queued_max, timeout, migrate, library, durability } =
+            config;
         let connections = Connections::new(address, timeout)?;
         let keys = Keys::new(&namespace, partitions);
         health::check_version(&connections).await?;
@@ -117,8 +128,10 @@ impl Store {
         migrations::check_partitions(&connections, &keys, partitions).await?;
         log::check_log(&connections, &keys, partitions).await?;
         library.load(&mut connections.exclusive().await?).await?;
-        let health = ArcSwap::from_pointee(Health::look(&connections, &library).await?);
-        let writers = Writers::start(&connections, writers, queued_max);
+        let health = Health::look(&connections, &library, durability).await?;
+        durability::check_floor(&health)?;
+        let waiting_writers = Writers::start(&connections, writers, queued_max, Some(durability.replicas));
+        let writers = Writers::start(&connections, writers, queued_max, None);
         let append_function = library.function("es_append");
         let grown = Grown::default();
         let inner = Arc::new_cyclic(|inner| {
@@ -133,17 +146,20 @@ impl Store {
                 partitions,
                 connections,
                 writers,
+                waiting_writers,
                 library,
                 append_function,
                 timeout,
-                health,
+                durability,
+                health: ArcSwap::from_pointee(health),
+                doubt: Arc::default(),
                 largest,
                 groups,
                 tails,
                 grown,
             }
         });
-        tokio::spawn(watch_health(Arc::downgrade(&inner)));
+        tokio::spawn(watch_health(Arc::downgrade(&inner), Arc::clone(&inner.doubt)));
         Ok(Self(inner))
     }
 
@@ -164,18 +180,25 @@ impl Store {
     /// # Errors
     /// Redis does not answer within the timeout.
     pub async fn check_health(&self) -> Result<Arc<Health>, StartError> {
+        let Inner { connections, library, durability, .. } = &*self.0;
         let look = async {
-            let health = Health::look(&self.0.connections, &self.0.library).await?;
+            let health = Health::look(connections, library, *durability).await?;
             if health.functions_loaded {
                 return Ok(health);
             }
-            self.0.library.load(&mut self.0.connections.exclusive().await?).await?;
-            Health::look(&self.0.connections, &self.0.library).await
+            library.load(&mut connections.exclusive().await?).await?;
+            Health::look(connections, library, *durability).await
         };
         let looked = tokio::time::timeout(self.0.timeout, look).await;
         let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
-        let health = Arc::new(health);
+        let standing = health.standing.after(&self.standing());
+        let health = Arc::new(Health { standing, ..health });
         let before = self.0.health.swap(Arc::clone(&health));
+        let levels = [&before, &health].map(|health| health.standing.level());
+        if levels[0] != levels[1] || before.standing.shortfall() != health.standing.shortfall() {
+            let shortfall = health.standing.shortfall();
+            tracing::warn!(before = %levels[0], now = %levels[1], shortfall, "the durability of appends has changed");
+        }
         if before.replication_id != health.replication_id {
             self.metrics().failover();
             tracing::warn!(role = health.role, "another Redis answers, or the same one started anew: a failover?");
@@ -193,13 +216,8 @@ impl Store {
     #[must_use]
     pub fn load(&self) -> Load {
         let (pool_in_use, pool_idle, pool_waiting) = self.0.connections.pool();
-        Load { queued: self.0.writers.queued(), pool_in_use, pool_idle, pool_waiting }
-    }
-
-    /// What an acknowledged append survives, as last seen.
-    #[must_use]
-    pub fn durability(&self) -> Durability {
-        self.0.health.load().durability
+        let queued = self.0.writers.queued() + self.0.waiting_writers.queued();
+        Load { queued, pool_in_use, pool_idle, pool_waiting }
     }
 }
 
@@ -217,9 +235,9 @@ pub struct Load {
 }
 
 /// Looks at Redis again and again, so that what appends tell of their durability stays true when Redis' settings change.
-async fn watch_health(store: Weak<Inner>) {
+async fn watch_health(store: Weak<Inner>, doubt: Arc<Notify>) {
     loop {
-        tokio::time::sleep(HEALTH_PAUSE).await;
+        let _ = tokio::time::timeout(HEALTH_PAUSE, doubt.notified()).await;
         let Some(inner) = store.upgrade() else { return };
         if let Err(error) = Store(inner).check_health().await {
             tracing::warn!(%error, "cannot look at Redis");

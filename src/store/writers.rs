@@ -3,7 +3,8 @@
 //! Concurrent appends share a round trip, and a lone append waits for nobody: a writer takes what is queued the moment
 //! it is free. Several writers keep several pipelines under way, so that the next is on its way to Redis while the
 //! reply (and with `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
-//! end of a pipeline would speak of exactly these writes.
+//! end of a pipeline speaks of exactly these writes: it counts the replicas that have them all. A connection is never
+//! mended, only given up, so a WAIT cannot be asked on another one than its writes.
 
 use std::{
     mem,
@@ -50,7 +51,15 @@ struct Call {
     bytes: usize,
     deadline: Instant,
     stage: Stage,
-    reply: oneshot::Sender<Result<Value, NoReply>>,
+    reply: oneshot::Sender<Result<Reply, NoReply>>,
+}
+
+/// What became of a call.
+pub(super) struct Reply {
+    /// Redis' own words.
+    pub(super) value: Value,
+    /// Whether as many replicas have it as must; true where none must.
+    pub(super) confirmed: bool,
 }
 
 /// Whether a call still stands in the queue. It leaves once: a writer takes it, or its caller gives it up.
@@ -75,12 +84,13 @@ pub(super) struct Writers {
 }
 
 impl Writers {
-    /// Starts `count` writers behind a queue of at most `queued_max` calls.
-    pub(super) fn start(connections: &Connections, count: usize, queued_max: usize) -> Self {
+    /// Starts `count` writers behind a queue of at most `queued_max` calls. With `replicas`, so many must confirm each.
+    pub(super) fn start(connections: &Connections, count: usize, queued_max: usize, replicas: Option<u16>) -> Self {
         let (queue, calls) = async_channel::bounded(queued_max);
         for number in 0..count {
             let writer = Writer {
                 number,
+                replicas,
                 calls: calls.clone(),
                 connections: connections.clone(),
                 connection: None,
@@ -98,7 +108,7 @@ impl Writers {
 
     /// Sends one command with `bytes` of payload and waits for its reply. The command is carried out even where the
     /// caller has gone, so it is whole or absent.
-    pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Value, NoReply> {
+    pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Reply, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
         let span = traces::round_trip(APPEND, 1);
@@ -118,6 +128,8 @@ impl Writers {
 
 struct Writer {
     number: usize,
+    /// How many must confirm each call, if any.
+    replicas: Option<u16>,
     calls: Receiver<Call>,
     connections: Connections,
     connection: Option<MultiplexedConnection>,
@@ -179,21 +191,24 @@ impl Writer {
     }
 
     async fn send(&mut self, mut connection: MultiplexedConnection, batch: Vec<Call>, deadline: Instant) {
-        let mut pipeline = Pipeline::with_capacity(batch.len());
+        let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
         let mut waiting = Vec::with_capacity(batch.len());
         for Call { command, reply, .. } in batch {
             pipeline.add_command(command);
             waiting.push(reply);
         }
         let (metrics, began) = (self.connections.metrics(), Instant::now());
-        let replies = connection.req_packed_commands(&pipeline, 0, waiting.len());
+        if let Some(replicas) = self.replicas {
+            pipeline.cmd("WAIT").arg(replicas).arg(patience(deadline.saturating_duration_since(began)));
+        }
+        let replies = connection.req_packed_commands(&pipeline, 0, pipeline.len());
         let replies = tokio::time::timeout_at(deadline.into(), replies).await;
         metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
         metrics.pipeline(waiting.len());
         match replies {
-            Ok(Ok(values)) if values.len() == waiting.len() => {
+            Ok(Ok(values)) if let Some(confirmed) = self.confirmed(waiting.len(), &values) => {
                 for (reply, value) in waiting.into_iter().zip(values) {
-                    let _ = reply.send(Ok(value));
+                    let _ = reply.send(Ok(Reply { value, confirmed }));
                 }
                 self.connection = Some(connection);
             }
@@ -206,6 +221,21 @@ impl Writer {
             }
         }
     }
+
+    /// Whether enough replicas confirmed, by what stands behind the replies of so many calls. `None`: nobody knows, for
+    /// WAIT was refused, as it is when the primary becomes a replica.
+    fn confirmed(&self, calls: usize, values: &[Value]) -> Option<bool> {
+        match (self.replicas, values.get(calls..)?) {
+            (None, []) => Some(true),
+            (Some(replicas), [Value::Int(count)]) => Some(*count >= replicas.into()),
+            _ => None,
+        }
+    }
+}
+
+/// How long WAIT may take, in ms: half of what is left, so that its answer comes in time. Never 0, which is for ever.
+fn patience(left: Duration) -> u64 {
+    u64::try_from(left.as_millis() / 2).unwrap_or(u64::MAX).max(1)
 }
 
 /// A client that has gone no longer listens, which is no fault.

@@ -12,7 +12,7 @@ use streamkeep::{
     http::{Access, App, AppState, Limits, RateLimit, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
-    store::{Library, Store, StoreConfig},
+    store::{DurabilityConfig, Library, Store, StoreConfig},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -125,9 +125,9 @@ impl TestApp {
         Self::start_with(redis, partitions, |_| {}).await
     }
 
-    /// As [`TestApp::start_on`]; `change` may set what is not the default.
-    pub async fn start_with(redis: Arc<TestRedis>, partitions: u16, change: impl FnOnce(&mut TestConfig)) -> Self {
-        let store = StoreConfig {
+    /// How the store on a Redis is used.
+    pub fn store_config(redis: &TestRedis, partitions: u16) -> StoreConfig {
+        StoreConfig {
             address: redis.server.address(),
             namespace: String::new(),
             partitions: Partitions::new(partitions).unwrap(),
@@ -136,10 +136,15 @@ impl TestApp {
             // Longer than users have it: machines that run tests are busy, and their disks slow.
             timeout: PATIENCE,
             migrate: true,
+            durability: DurabilityConfig::default(),
             library: Library::default(),
-        };
+        }
+    }
+
+    /// As [`TestApp::start_on`]; `change` may set what is not the default.
+    pub async fn start_with(redis: Arc<TestRedis>, partitions: u16, change: impl FnOnce(&mut TestConfig)) -> Self {
         let mut config = TestConfig {
-            store,
+            store: Self::store_config(&redis, partitions),
             limits: Limits::default(),
             server: ServerOptions::default(),
             require_condition: false,

@@ -30,6 +30,20 @@ fn line<'a>(lines: &'a str, name: &str) -> (&'a str, &'a str) {
     (status, rest.trim_start().strip_prefix(name).unwrap().trim_start())
 }
 
+/// A floor that would stop the start.
+#[tokio::test]
+async fn a_level_that_cannot_be_reached_is_told() {
+    let app = TestApp::start(1).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_streamkeep"));
+    command.args(["doctor", "--redis-url", &app.redis.url(), "--durability", "replicated"]);
+    let Output { status, stdout, .. } = command.output().await.unwrap();
+    let lines = String::from_utf8(stdout).unwrap();
+    assert_eq!(status.code(), Some(1), "{lines}");
+    let (status, detail) = line(&lines, "durability");
+    assert_eq!(status, "fail", "{lines}");
+    assert!(detail.contains("0 of the 1 replica(s)") && detail.ends_with("the service does not start"), "{lines}");
+}
+
 async fn run(redis: &TestRedis, line: &str) {
     let mut command = redis::Cmd::new();
     for word in line.split(' ') {
@@ -48,6 +62,7 @@ async fn a_sound_deployment_is_well() {
         "role",
         "functions",
         "append-only-file",
+        "durability",
         "maxmemory-policy",
         "memory",
         "replicas",

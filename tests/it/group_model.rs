@@ -12,7 +12,7 @@ use std::{
 
 use streamkeep::{
     model::{GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Partition, Partitions, Start, StreamId},
-    store::{Keys, Library, Store, StoreConfig, Which},
+    store::{DurabilityConfig, Keys, Library, Store, StoreConfig, Which},
 };
 
 use crate::{
@@ -158,6 +158,7 @@ pub async fn open(redis: &TestRedis, partitions: u16, library: &Library) -> Stor
         queued_max: 10_000,
         timeout: Duration::from_secs(5),
         migrate: true,
+        durability: DurabilityConfig::default(),
         library: library.clone(),
     };
     Store::open(config).await.unwrap()

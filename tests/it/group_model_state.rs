@@ -255,6 +255,16 @@ impl Model {
         }
     }
 
+    /// Whether the event of a lease that does not hold any more waits, or is parked, after as many deliveries.
+    pub fn was_given_back(&self, lease: &LeaseToken) -> bool {
+        let Some(event) = self.events.get(&(lease.partition.get(), lease.position.get())) else { return false };
+        let (State::Leased { count, .. } | State::Waiting { count, .. } | State::Parked { count, .. }) = event.state
+        else {
+            return false;
+        };
+        lease.generation == self.generation && lease.delivery_count() == Some(count)
+    }
+
     /// The group was moved: these positions, one a partition, are the last not to come.
     pub fn sought(&mut self, generation: &str, starts: &BTreeMap<u16, u64>) {
         generation.clone_into(&mut self.generation);

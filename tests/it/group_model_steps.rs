@@ -53,7 +53,7 @@ impl World {
         let event =
             |kind: &&'static str| NewEvent { id: EventId::new_v7(), kind: (*kind).into(), data, metadata: "{}".into() };
         let events: Vec<NewEvent<'_>> = kinds.iter().map(event).collect();
-        let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events).await;
+        let appended = self.store().append(partition, &stream, &Condition::Any, &Retry::ByService, &events, None).await;
         let appended = appended.map_err(|error| format!("append: {error}"))?;
         self.note(format!("append {stream} {kinds:?}: version {}", appended.version));
         let one = self.model.settings.stream.clone();
@@ -165,6 +165,7 @@ impl World {
         &mut self,
         leases: &[LeaseToken],
         answers: &[Settled],
+        is_nack: bool,
         mut then: impl FnMut(&mut Self, Place),
     ) -> Result<(), String> {
         ensure!(leases.len() == answers.len(), "{} answers", answers.len());
@@ -174,7 +175,10 @@ impl World {
             let before = judged.iter().find(|(known, _)| *known == lease).map(|(_, verdict)| *verdict);
             let verdict = before.unwrap_or_else(|| self.model.judge(lease));
             judged.push((lease, verdict));
+            // To who gives the same delivery back once more, it is done already.
+            let once_more = is_nack && *answer == Settled::Already && self.model.was_given_back(lease);
             let fits = match verdict {
+                Verdict::Lost | Verdict::DoneOrLost if once_more => true,
                 Verdict::Done => *answer == Settled::Done,
                 Verdict::Already => *answer == Settled::Already,
                 Verdict::Lost => matches!(answer, Settled::Lost(_)),
@@ -196,14 +200,14 @@ impl World {
         let leases = self.some_leases();
         let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
-        self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
+        self.judge(&leases, &answers, false, |world, place| world.model.set(place, State::Settled))
     }
 
     pub async fn ack_held(&mut self) -> Result<(), String> {
         let leases = std::mem::take(&mut self.held);
         let answers = self.store().ack(&self.name, &leases).await.map_err(|error| format!("ack: {error}"))?;
         self.note_settled("ack", &leases, &answers);
-        self.judge(&leases, &answers, |world, place| world.model.set(place, State::Settled))
+        self.judge(&leases, &answers, false, |world, place| world.model.set(place, State::Settled))
     }
 
     async fn nack(&mut self) -> Result<(), String> {
@@ -218,7 +222,7 @@ impl World {
         self.note_settled(&format!("nack {nack:?}"), &leases, &answers);
         let backoff = self.model.settings.backoff_ms.clone();
         let most = self.model.settings.max_deliveries;
-        self.judge(&leases, &answers, |world, place| {
+        self.judge(&leases, &answers, true, |world, place| {
             let State::Leased { count, .. } = world.model.events[&place].state else { return };
             let index = usize::try_from(count).unwrap().min(backoff.len());
             let delay = delay_ms.unwrap_or_else(|| if index == 0 { 0 } else { backoff[index - 1] });
@@ -239,7 +243,7 @@ impl World {
         let answers: Vec<Settled> = answers.into_iter().map(|(answer, _)| answer).collect();
         self.note_settled("extend", &leases, &answers);
         let mut extended = Vec::new();
-        self.judge(&leases, &answers, |world, place| {
+        self.judge(&leases, &answers, false, |world, place| {
             if let State::Leased { text, count, .. } = world.model.events[&place].state.clone() {
                 world.model.set(place, State::Leased { text, count, due: false });
                 extended.push(place);

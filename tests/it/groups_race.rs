@@ -90,7 +90,7 @@ impl Race {
             let data: &RawValue = serde_json::from_str("1").unwrap();
             let event = NewEvent { id: EventId::new_v7(), kind: "x".into(), data, metadata: "{}".into() };
             let appended =
-                store.append(partition, &stream, &Condition::Any, &Retry::ByService, &[event]).await.unwrap();
+                store.append(partition, &stream, &Condition::Any, &Retry::ByService, &[event], None).await.unwrap();
             self.written.lock().unwrap().insert((partition.get(), appended.position.get()));
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use streamkeep::{
     model::Partitions,
-    store::{Connections, Keys, Library, Migration, Migrations, StartError, Store, StoreConfig},
+    store::{Connections, DurabilityConfig, Keys, Library, Migration, Migrations, StartError, Store, StoreConfig},
 };
 
 use crate::app::{TestApp, TestRedis};
@@ -26,6 +26,7 @@ fn config(redis: &TestRedis, count: u16) -> StoreConfig {
         queued_max: 100,
         timeout: Duration::from_secs(5),
         migrate: true,
+        durability: DurabilityConfig::default(),
         library: Library::default(),
     }
 }

@@ -1,4 +1,4 @@
-//! A proxy between the service and Redis that spoils one append.
+//! A proxy between the service and Redis that spoils one call of a function.
 
 use std::sync::Arc;
 
@@ -12,22 +12,22 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::app::TestRedis;
 
-/// What becomes of the next append. In every case the service sees its connection break.
+/// What becomes of the next call. In every case the service sees its connection break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It never reaches Redis.
     RequestLost,
     /// Redis carries it out, the reply goes astray.
     ReplyLost,
-    /// The same, and the service learns of it when the append is dropped.
+    /// The same, and the service learns of it when the call is dropped.
     ReplyHeld,
     /// It reaches Redis when it is told to.
     RequestLate,
 }
 
-type Armed = Arc<Mutex<Option<(Fault, oneshot::Sender<Late>)>>>;
+type Armed = Arc<Mutex<Option<(&'static str, Fault, oneshot::Sender<Late>)>>>;
 
-/// An append that was held, on its connection.
+/// A call that was held, on its connection.
 pub struct Late {
     request: Vec<u8>,
     redis: UnixStream,
@@ -70,8 +70,13 @@ impl Proxy {
 
     /// Spoils the next append. The receiver gets it where it is held or late, and is closed where it is lost.
     pub async fn spoil_next(&self, fault: Fault) -> oneshot::Receiver<Late> {
+        self.spoil("es_append", fault).await
+    }
+
+    /// Spoils the next call of a function.
+    pub async fn spoil(&self, function: &'static str, fault: Fault) -> oneshot::Receiver<Late> {
         let (sender, receiver) = oneshot::channel();
-        *self.armed.lock().await = Some((fault, sender));
+        *self.armed.lock().await = Some((function, fault, sender));
         receiver
     }
 }
@@ -81,9 +86,9 @@ async fn relay(mut client: TcpStream, mut redis: UnixStream, armed: Armed) {
         tokio::select! {
             request = read(&mut client) => {
                 let Some(request) = request else { return };
-                let is_append = request.windows(9).any(|bytes| bytes == b"es_append");
-                let spoil = if is_append { armed.lock().await.take() } else { None };
-                match spoil {
+                let calls = |function: &str| request.windows(function.len()).any(|bytes| bytes == function.as_bytes());
+                let spoil = armed.lock().await.take_if(|(function, ..)| calls(function));
+                match spoil.map(|(_, fault, sender)| (fault, sender)) {
                     None => redis.write_all(&request).await.unwrap(),
                     Some((Fault::RequestLost, _)) => return,
                     Some((Fault::ReplyLost, _)) => {

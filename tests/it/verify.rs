@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use streamkeep::{
     model::Partitions,
-    store::{Library, Report, StoreConfig, Verifier},
+    store::{DurabilityConfig, Library, Report, StoreConfig, Verifier},
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +27,7 @@ async fn verify(redis: &TestRedis, partitions: u16) -> Report {
         queued_max: 1,
         timeout: Duration::from_secs(20),
         migrate: false,
+        durability: DurabilityConfig::default(),
         library: Library::default(),
     };
     Verifier::open(config, Box::new(|_| ())).await.unwrap().verify().await.unwrap()

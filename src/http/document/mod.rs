@@ -116,7 +116,7 @@ fn without_null(kind: &mut SchemaType) {
         (name = "groups", description = "Consumer groups: every event to one of many workers, at least once"),
         (name = "operations", description = "Probes for orchestrators and gateways"),
     ),
-    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument, QuotaDocument)),
+    components(schemas(super::DirectionName, ProblemDocument, FieldError, ConflictDocument, UnsettledDocument, DivergedDocument, LeaseLostDocument, LostLease, NotReadyDocument, QuotaDocument)),
 )]
 struct Base;
 
@@ -138,6 +138,23 @@ pub struct ConflictDocument {
     /// With `?include=events`: the events after the expected version, 100 at most.
     #[schema(required = false)]
     events: Vec<EventDocument>,
+}
+
+/// An append that is not acknowledged; with `durability-unconfirmed` it says where the events are.
+#[derive(Serialize, ToSchema)]
+#[schema(as = UnsettledProblem)]
+pub struct UnsettledDocument {
+    #[serde(flatten)]
+    problem: ProblemDocument,
+    /// Whether the events are in the stream; absent where nobody knows.
+    #[schema(required = false, example = true)]
+    applied: bool,
+    /// Version of the first event.
+    #[schema(required = false, minimum = 1, example = 8)]
+    first_version: i64,
+    /// Version of the last event.
+    #[schema(required = false, minimum = 1, example = 8)]
+    version: i64,
 }
 
 /// A cursor that does not fit.

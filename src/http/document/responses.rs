@@ -26,7 +26,7 @@ macro_rules! problems {
 }
 
 problems! {
-    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-group-name`, `invalid-lease`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`";
+    BadRequest "Problem" "Malformed: `invalid-json`, `invalid-stream-id`, `invalid-group-name`, `invalid-lease`, `invalid-path`, `invalid-parameter`, `invalid-precondition`, `invalid-request`; for appends also `durability-unsupported`";
     Unauthorized "Problem" "`unauthorized`; where the service has access control: `WWW-Authenticate` says why (RFC 6750)";
     Forbidden "Problem" "`forbidden`: the credentials do not allow this; `WWW-Authenticate` names the verb that is needed";
     NotFound "Problem" "`stream-not-found`, `event-not-found`";
@@ -45,9 +45,9 @@ problems! {
     Unprocessable "Problem" "`invalid-event`, `too-deep`, `event-id-reused`, `idempotency-key-reused`";
     PreconditionRequired "Problem" "`precondition-required`";
     QuotaExceeded "QuotaProblem" "`quota-exceeded`, where the service has limits of rates: nothing was done; `Retry-After` says when to try again";
-    Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`: nothing was written; `Retry-After` says when to try again";
+    Unavailable "Problem" "`storage-unavailable`, `storage-busy`, `overloaded`, for appends also `durability-unavailable`: nothing was written; `Retry-After` says when to try again";
     NotReady "NotReadyProblem" "`not-ready`; `checks` says why";
-    OutcomeUnknown "Problem" "`outcome-unknown`: repeat the request with the same ids or key";
+    Unsettled "UnsettledProblem" "`outcome-unknown`, `durability-unconfirmed`: repeat the request with the same ids or key";
     StorageFull "Problem" "`storage-full`: nothing was written, reads go on";
 }
 
@@ -60,6 +60,9 @@ fn problem(schema: &str, description: &str) -> Response {
         .header("X-Request-Id", header("Id of this request"));
     if schema == "ConflictProblem" {
         response = response.header("ETag", header("With `version-conflict`: the stream's version, quoted"));
+    }
+    if schema == "UnsettledProblem" {
+        response = response.header("ETag", header("With `durability-unconfirmed`: version of the last event, quoted"));
     }
     if description.contains("another version") {
         response = response.header("ETag", header("The stream's version, quoted"));

@@ -8,6 +8,8 @@ use utoipa::{
     },
 };
 
+use crate::model::Durability;
+
 /// What a client keeps beside the data of an event.
 pub enum Metadata {}
 
@@ -65,6 +67,17 @@ impl PartialSchema for Lease {
     fn schema() -> RefOr<Schema> {
         let example = "MC5hMWIyYzNkNGU1ZjYwNzE4LjczLmI3YzhkOWUwZjFhMjM0NTY6MToxOm9yZGVyLTEyMzQ1";
         text("Opaque: an event in the hands of a consumer.", 400, "^[A-Za-z0-9_-]+$", example)
+    }
+}
+
+/// What events survive.
+pub enum DurabilityLevel {}
+
+impl ToSchema for DurabilityLevel {}
+impl PartialSchema for DurabilityLevel {
+    fn schema() -> RefOr<Schema> {
+        let text = ObjectBuilder::new().schema_type(Type::String).description(Some("What events survive."));
+        text.enum_values(Some(Durability::ALL.map(Durability::as_str))).examples(["fsync"]).into()
     }
 }
 

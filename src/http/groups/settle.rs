@@ -113,7 +113,7 @@ pub struct NackResult {
     /// How many events were given back by this request.
     #[schema(value_type = i32, minimum = 0, example = 1)]
     nacked: usize,
-    /// How many had been settled before.
+    /// How many had been settled before, or given back by the same nack: a repeated request finds what it did itself.
     #[schema(value_type = i32, minimum = 0, example = 0)]
     already: usize,
     /// Leases that do not hold any more; nothing was done for them.

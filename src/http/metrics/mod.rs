@@ -36,8 +36,8 @@ const PREFIX: &str = "streamkeep";
 /// The media type of OpenMetrics 1.0.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What becomes of appends that are no problem.
-const APPENDS: &[&str] = &["appended", "duplicate"];
+/// What becomes of appends whose events are in the stream.
+const APPENDS: &[&str] = &["appended", "duplicate", "unconfirmed"];
 /// What deliveries are.
 const DELIVERIES: &[&str] = &["first", "again"];
 /// What becomes of leases that are sent back.
@@ -108,6 +108,8 @@ pub struct Metrics {
     queued: Gauge,
     redis_up: Gauge,
     durable: Gauge,
+    replicated: Gauge,
+    replicas: Gauge,
     groups: Groups,
     process: process::Process,
     elsewhere: Arc<str>,
@@ -138,6 +140,8 @@ impl Metrics {
             queued: Gauge::default(),
             redis_up: Gauge::default(),
             durable: Gauge::default(),
+            replicated: Gauge::default(),
+            replicas: Gauge::default(),
             groups: Groups::default(),
             process: process::Process::default(),
             elsewhere: "".into(),
@@ -181,7 +185,7 @@ impl Metrics {
             self.stalled.clone(),
         );
         to.register("http_connections_open", "Connections that are open", self.connections.clone());
-        to.register("appends", "Appends, by outcome: appended, or there already (duplicate)", self.appends.clone());
+        to.register("appends", "Appends, by outcome: appended, there already (duplicate), or appended but not confirmed by enough replicas (unconfirmed)", self.appends.clone());
         to.register("events_appended", "Events that were appended", self.events.clone());
         to.register(
             "event_bytes_appended",
@@ -196,6 +200,12 @@ impl Metrics {
         to.register("waiting_requests", "Feeds and long polls, which share a limit", self.waiting.clone());
         to.register("redis_up", "Whether Redis answered when it was last looked at", self.redis_up.clone());
         to.register("durability_fsync", "Whether an acknowledged append is on disk", self.durable.clone());
+        to.register(
+            "durability_replicated",
+            "Whether replicas confirm an append before it is acknowledged",
+            self.replicated.clone(),
+        );
+        to.register("redis_replicas", "Replicas of Redis that follow closely", self.replicas.clone());
         to.register("redis_pool_connections", "Exclusive connections to Redis, in use or idle", self.pool.clone());
         to.register("redis_pool_waiting", "Callers that wait for an exclusive connection", self.pool_waiting.clone());
     }
@@ -208,13 +218,17 @@ impl Metrics {
 
     /// An append has ended well.
     pub fn appended(&self, events: usize, bytes: usize, duplicate: bool) {
-        let outcome = if duplicate { "duplicate" } else { "appended" };
-        self.appends.get_or_create(&Outcome { outcome }).inc();
+        add(&self.appends, if duplicate { "duplicate" } else { "appended" }, 1);
         if !duplicate {
             self.events.inc_by(events as u64);
             self.bytes.inc_by(bytes as u64);
             self.append_events.observe(f64::from(u32::try_from(events).unwrap_or(u32::MAX)));
         }
+    }
+
+    /// An append was carried out, and not confirmed by enough replicas.
+    pub fn unconfirmed(&self) {
+        add(&self.appends, "unconfirmed", 1);
     }
 
     /// A group has handed out so many events for the first time, and so many again.
@@ -327,7 +341,10 @@ async fn scrape(app: &App) -> Response {
     let metrics = &app.metrics;
     let up = app.store.check_health().await.is_ok();
     metrics.redis_up.set(up.into());
-    metrics.durable.set((app.store.durability() == crate::store::Durability::Fsync).into());
+    let standing = app.store.standing();
+    metrics.durable.set(standing.is_synced().into());
+    metrics.replicated.set(standing.level().is_replicated().into());
+    metrics.replicas.set(number(standing.online()));
     let used = app.limits.waiting - app.waiting.available_permits().min(app.limits.waiting);
     metrics.waiting.set(number(used));
     let load = app.store.load();

@@ -160,20 +160,30 @@ impl Store {
     /// # Errors
     /// [`Error::GroupNotFound`], or that Redis is not available.
     pub async fn delete_group(&self, name: &GroupName) -> Result<(), Error> {
+        let mut tried = None;
         loop {
             let (entry, revision) = self.registered(name).await?;
-            let (group, before) = entry.ok_or(Error::GroupNotFound)?;
+            let Some((group, before)) = entry else {
+                // Gone since we tried: a repeat after a lost reply finds what it did itself. Should it have been somebody
+                // else, then removing the copies too does no harm.
+                return self.delete_copies(&tried.ok_or(Error::GroupNotFound)?).await;
+            };
             let command = self.register_command(name, &before, "", revision);
             if decode::<u8>(Some(self.call(command).await?))? == 1 {
-                self.forget_group(name);
-                for partition in self.partitions_of(&group) {
-                    let mut command = self.group_command("es_delete_group", &group, partition, []);
-                    command.arg(&group.epoch);
-                    self.call(command).await?;
-                }
-                return Ok(());
+                return self.delete_copies(&group).await;
             }
+            tried = Some(group);
         }
+    }
+
+    async fn delete_copies(&self, group: &Group) -> Result<(), Error> {
+        self.forget_group(&group.name);
+        for partition in self.partitions_of(group) {
+            let mut command = self.group_command("es_delete_group", group, partition, []);
+            command.arg(&group.epoch);
+            self.call(command).await?;
+        }
+        Ok(())
     }
 
     /// A group by its name, as of lately.
