@@ -57,7 +57,7 @@ local function nack(keys, args)
       give_back(position, texts[i], indexes[i])
     end
   end)
-  for i, answer in ipairs(answers) do
+  for i, answer in ipairs(answers == 'ok' and {} or answers) do
     if answer ~= 'ok' and is_done(keys, action, answer, args[2 + 3 * i + 1], args[2 + 3 * i + 2]) then
       answers[i] = 'already'
     end
