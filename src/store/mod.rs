@@ -176,7 +176,7 @@ impl Store {
         let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
         let health = Arc::new(health);
         let before = self.0.health.swap(Arc::clone(&health));
-        if before.replication_id != health.replication_id {
+        if before.run_id != health.run_id {
             self.metrics().failover();
             tracing::warn!(role = health.role, "another Redis answers, or the same one started anew: a failover?");
         }
