@@ -31,7 +31,7 @@ clean() {
         "$engine" rmi "localhost/$name" || "$engine" rmi "$name"
     fi >"$folder/clean.log" 2>&1
     if [ -n "$stand_ins" ]; then
-        podman system reset --force >>"$folder/clean.log" 2>&1
+        podman rm --all --force --volumes >>"$folder/clean.log" 2>&1
         umount "$folder/debian/proc" "$folder/debian/sys" "$folder/storage/overlay" 2>/dev/null
     fi
     rm -rf --one-file-system "$folder"
@@ -52,10 +52,9 @@ pulled() {
     done
 }
 
-# A storage, networks and limits of its own: nothing of this machine's Podman is touched, and no limit asked for that is
+# A storage, networks and limits of its own: nothing of this machine's Podman is touched, and no limit asked for that may be
 # above this machine's.
 private_podman() {
-    limit() { awk -v what="$1" '$0 ~ what { print $(NF - 1) ":" $(NF - 1) }' /proc/self/limits; }
     cat >"$folder/storage.conf" <<END
 [storage]
 driver = "overlay"
@@ -82,22 +81,26 @@ build_stand_in() {
 }
 
 make_stand_ins() {
-    debian=$(bases | grep '/debian:') && rust=$(bases | grep '/rust:') && release=${debian##*:} && release=${release%-slim}
+    debian=$(bases | grep /debian:) rust=$(bases | grep /rust:) valkey=$(bases | grep /valkey:) nginx=$(bases | grep /nginx:)
+    release=${debian##*:} release=${release%-slim}
     install='RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends'
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $release" 2>/dev/null | head -n 1)
     # Without a mirror debootstrap takes Debian's own.
-    debootstrap --variant=minbase "$release" "$folder/debian" ${mirror:+"$mirror"} >"$folder/debootstrap" 2>&1 ||
-        { tail -n 5 "$folder/debootstrap" >&2; return 1; }
+    debootstrap --variant=minbase "$release" "$folder/debian" ${mirror:+"$mirror"} >"$folder/debootstrap" 2>&1 || {
+        tail -n 5 "$folder/debootstrap" >&2
+        left_out "the image and the composition" "Debian's packages cannot be had"
+        exit 0
+    }
     tar -C "$folder/debian" --one-file-system -c . | podman import --quiet - "$debian" >/dev/null
     umount "$folder/debian/proc" "$folder/debian/sys" 2>/dev/null || true
     rm -rf --one-file-system "$folder/debian"
     build_stand_in "$rust" "$install gcc g++ make cmake
 ENV PATH=/toolchain/bin:/usr/bin:/bin:/usr/sbin:/sbin CARGO_HOME=/cargo CARGO_HTTP_CAINFO=/ca-certificates.crt"
     # Debian has no Valkey yet; what is asked of it here, Redis answers alike.
-    build_stand_in "$(bases | grep '/valkey:')" "$install redis-server \\
+    build_stand_in "$valkey" "$install redis-server \\
 && ln -s redis-server /usr/bin/valkey-server && ln -s redis-cli /usr/bin/valkey-cli
 WORKDIR /data"
-    build_stand_in "$(bases | grep '/nginx:')" "$install nginx-light && rm /etc/nginx/sites-enabled/default"
+    build_stand_in "$nginx" "$install nginx-light && rm /etc/nginx/sites-enabled/default"
 }
 
 choose_engine() {
@@ -111,9 +114,7 @@ choose_engine() {
     ! pulled podman || return 0
     say "no images can be pulled; stand-ins are made from Debian's packages"
     [ "$(id -u)" = 0 ] && apt_update && apt_install $packages >/dev/null || return 1
-    private_podman
     stand_ins=yes
-    make_stand_ins
 }
 
 build_image() {
@@ -197,6 +198,16 @@ choose_compose() {
     fi
 }
 
+# Starts the composition, one after another, for not every podman-compose waits for the health of what a service depends on.
+start_composition() {
+    for service in redis one two nginx; do
+        in_compose up --detach "$service" >"$folder/up" 2>&1 || { tail -n 20 "$folder/up" >&2; fail "$service does not start"; }
+        [ "$service" = nginx ] || eventually 60 "$service is healthy" healthy "$(container "$service")"
+    done
+    url=$(address "$(container nginx)" 8080)/events-store
+    eventually 60 "ready behind nginx" curl --silent --show-error --fail --max-time 10 "$url/readyz"
+}
+
 check_composition() {
     choose_compose || { left_out deploy/compose.yaml "neither docker compose nor podman-compose is to be had"; return 0; }
     mkdir "$folder/deploy"
@@ -204,22 +215,23 @@ check_composition() {
     # The image that was built above, and a port that is free.
     sed "s/image: streamkeep\$/image: $name/; s/\"127.0.0.1:8080:8080\"/\"127.0.0.1::8080\"/; s|context: \.\.|context: $PWD|" \
         deploy/compose.yaml >"$folder/deploy/compose.yaml"
-    # One after another, for not every podman-compose waits for the health of what a service depends on.
-    for service in redis one two nginx; do
-        in_compose up --detach "$service" >"$folder/up" 2>&1 || { tail -n 20 "$folder/up" >&2; fail "$service does not start"; }
-        [ "$service" = nginx ] || eventually 60 "$service is healthy" healthy "$(container "$service")"
-    done
-    url=$(address "$(container nginx)" 8080)/events-store
-    eventually 60 "ready behind nginx" curl --silent --show-error --fail --max-time 10 "$url/readyz"
+    start_composition
     eventually 10 "an append behind nginx" append "$url" first
     eventually 10 "the event behind nginx" shows "$url" first
     "$engine" stop --time 30 "$(container one)" >/dev/null
     eventually 30 "an append at the other instance" append "$url" second
     eventually 30 "both events at the other instance" shows "$url" first second
+    in_compose down >"$folder/down" 2>&1 || { tail -n 20 "$folder/down" >&2; fail "the composition does not end"; }
+    start_composition
+    eventually 10 "both events after all was replaced" shows "$url" first second
     say "the composition is well"
 }
 
 choose_engine || { left_out "the image and the composition" "neither Docker nor Podman can be used here"; exit 0; }
+if [ -n "$stand_ins" ]; then
+    private_podman
+    make_stand_ins
+fi
 say "checking by $engine"
 build_image
 say "the image is built"

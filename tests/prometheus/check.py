@@ -135,7 +135,8 @@ scrape_configs:
   - job_name: streamkeep
     static_configs: [{{ targets: ["{admin}"] }}]
 """)
-        redis = [os.environ["STREAMKEEP_REDIS_SERVER"], "--port", "0", "--unixsocket", f"{folder}/redis.sock", "--dir", str(folder)]
+        redis = [os.environ["STREAMKEEP_REDIS_SERVER"], "--port", "0", "--unixsocket", f"{folder}/redis.sock",
+                 "--dir", str(folder)]
         server = processes.enter_context(running(folder / "redis.log", *redis))
         eventually("Redis is there", (folder / "redis.sock").exists)
         served = processes.enter_context(running(
