@@ -77,7 +77,10 @@ END
 
 # build_stand_in IMAGE COMMAND: as IMAGE, Debian after this command.
 build_stand_in() {
-    printf 'FROM %s\n%s\n' "$debian" "$2" | podman build --quiet --network host --tag "$1" - >/dev/null
+    printf 'FROM %s\n%s\n' "$debian" "$2" | podman build --network host --tag "$1" - >"$folder/build" 2>&1 || {
+        tail -n 20 "$folder/build" >&2
+        fail "there is no stand-in for $1"
+    }
 }
 
 make_stand_ins() {
