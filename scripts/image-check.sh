@@ -17,14 +17,23 @@ fail() {
     exit 1
 }
 
+# Unmounts what debootstrap or Podman mounted in a folder, the innermost first.
+unmount() {
+    for point in $(awk -v folder="$1/" 'index($2, folder) == 1 { print $2 }' /proc/mounts | sort -r); do
+        umount "$point" || true
+    done
+}
+
 clean() {
     status=$?
     trap - EXIT
     set +e
+    if [ -n "$engine" ] && [ "$status" != 0 ]; then
+        for container in $("$engine" ps --all --quiet --filter "name=$name"); do
+            "$engine" logs --tail 20 "$container" >&2
+        done
+    fi
     if [ -n "$engine" ]; then
-        [ "$status" = 0 ] || for container in $("$engine" ps --all --quiet --filter "name=$name"); do
-            "$engine" logs --tail 20 "$container"
-        done >&2
         [ -z "$compose" ] || in_compose down --volumes
         "$engine" rm --force --volumes "$name"
         "$engine" volume rm "$name"
@@ -32,7 +41,7 @@ clean() {
     fi >"$folder/clean.log" 2>&1
     if [ -n "$stand_ins" ]; then
         podman rm --all --force --volumes >>"$folder/clean.log" 2>&1
-        umount "$folder/debian/proc" "$folder/debian/sys" "$folder/storage/overlay" 2>/dev/null
+        unmount "$folder"
     fi
     rm -rf --one-file-system "$folder"
     exit "$status"
@@ -95,7 +104,7 @@ make_stand_ins() {
         exit 0
     }
     tar -C "$folder/debian" --one-file-system -c . | podman import --quiet - "$debian" >/dev/null
-    umount "$folder/debian/proc" "$folder/debian/sys" 2>/dev/null || true
+    unmount "$folder/debian"
     rm -rf --one-file-system "$folder/debian"
     build_stand_in "$rust" "$install gcc g++ make cmake
 ENV PATH=/toolchain/bin:/usr/bin:/bin:/usr/sbin:/sbin CARGO_HOME=/cargo CARGO_HTTP_CAINFO=/ca-certificates.crt"
