@@ -126,7 +126,8 @@ choose_engine() {
     ! pulled podman || return 0
     say "no images can be pulled; stand-ins are made from Debian's packages"
     [ "$(id -u)" = 0 ] && apt_update && apt_install $packages >/dev/null || return 1
-    stand_ins=yes
+    # Only then is what is removed in the end that of this check alone.
+    private_podman && stand_ins=yes
 }
 
 build_image() {
@@ -240,10 +241,7 @@ check_composition() {
 }
 
 choose_engine || { left_out "the image and the composition" "neither Docker nor Podman can be used here"; exit 0; }
-if [ -n "$stand_ins" ]; then
-    private_podman
-    make_stand_ins
-fi
+[ -z "$stand_ins" ] || make_stand_ins
 say "checking by $engine"
 build_image
 say "the image is built"
