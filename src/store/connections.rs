@@ -1,6 +1,7 @@
 //! The connections to Redis: shared ones for reads, exclusive ones from a pool, and new ones for the writers.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -8,10 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use deadpool_redis::{Manager, Pool, Runtime};
+use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, Pipeline, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, Pipeline, RedisError, Value,
     aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    net::{TcpStream, UnixStream},
 };
 use tracing::Instrument as _;
 
@@ -30,6 +35,9 @@ const SHARED: usize = 2;
 const EXCLUSIVE: usize = 4;
 /// Pause before a read is repeated.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
+/// How long Redis may take to say why it refuses a connection, and how much it may say.
+const REFUSAL_WAIT: Duration = Duration::from_secs(1);
+const REFUSAL_BYTES_MAX: u64 = 4096;
 
 /// Opens and keeps the connections to one Redis. Cheap to clone.
 #[derive(Clone)]
@@ -59,7 +67,7 @@ impl Connections {
             .create_timeout(Some(timeout))
             .recycle_timeout(Some(timeout))
             .build()
-            .map_err(|error| redis::RedisError::from((redis::ErrorKind::Client, "pool", error.to_string())))?;
+            .map_err(|error| RedisError::from((redis::ErrorKind::Client, "pool", error.to_string())))?;
         let manager_config = ConnectionManagerConfig::new()
             .set_connection_timeout(Some(timeout))
             .set_response_timeout(Some(timeout))
@@ -76,9 +84,15 @@ impl Connections {
     /// A connection of one's own, given back when dropped. Costs a round trip (deadpool asks whether it still lives).
     ///
     /// # Errors
-    /// Redis cannot be reached, or all are in use for longer than the timeout.
-    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, deadpool_redis::PoolError> {
-        self.0.pool.get().await
+    /// Redis cannot be reached, or refuses, or all are in use for longer than the timeout.
+    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, PoolError> {
+        match self.0.pool.get().await {
+            Err(PoolError::Backend(error)) => {
+                let said = if error.is_connection_dropped() { refusal(&self.0.client).await } else { None };
+                Err(PoolError::Backend(said.unwrap_or(error)))
+            }
+            got => got,
+        }
     }
 
     /// What is counted of round trips.
@@ -155,6 +169,29 @@ fn operation_of(commands: &Pipeline) -> &'static str {
 
 fn is_loading(reply: &Value) -> bool {
     matches!(reply, Value::ServerError(error) if error.code() == "LOADING")
+}
+
+/// What Redis says to whoever connects and asks nothing. In protected mode, or with `maxclients` connections, it tells why it
+/// refuses and closes; whoever asks at once, as redis-rs does, only finds that the connection broke.
+async fn refusal(client: &Client) -> Option<RedisError> {
+    let said = async {
+        match client.get_connection_info().addr() {
+            ConnectionAddr::Tcp(host, port) => first_words(TcpStream::connect((host.as_str(), *port)).await?).await,
+            ConnectionAddr::Unix(path) => first_words(UnixStream::connect(path).await?).await,
+            _ => Ok(Vec::new()),
+        }
+    };
+    let said = tokio::time::timeout(REFUSAL_WAIT, said).await.ok()?.ok()?;
+    match redis::parse_redis_value(&said) {
+        Ok(Value::ServerError(error)) => Some(error.into()),
+        _ => None,
+    }
+}
+
+async fn first_words(connection: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
+    let mut said = Vec::new();
+    connection.take(REFUSAL_BYTES_MAX).read_to_end(&mut said).await?;
+    Ok(said)
 }
 
 /// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.

@@ -14,8 +14,9 @@ pub struct Health {
     pub server_version: String,
     /// `master` or `slave`, in Redis' words.
     pub role: String,
-    /// `master_replid`: another one after a failover, and after a restart.
-    pub replication_id: String,
+    /// `run_id`: another one after a failover, and after a restart. Not `master_replid`, which is another one also when a
+    /// replica comes after a time without any, as for a snapshot.
+    pub run_id: String,
     /// Whether the functions are loaded.
     pub functions_loaded: bool,
     /// Name of the functions library.
@@ -58,7 +59,7 @@ impl Health {
         Ok(Self {
             server_version: text("redis_version"),
             role: text("role"),
-            replication_id: text("master_replid"),
+            run_id: text("run_id"),
             functions_loaded: library.is_loaded(&mut redis).await?,
             library: library.name(),
             append_only,

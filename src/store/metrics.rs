@@ -98,7 +98,7 @@ impl StoreMetrics {
         registry.register("append_pipeline_calls", "Appends that shared a round trip to Redis", self.pipelines.clone());
         registry.register(
             "failovers",
-            "How often Redis' replication id was another one than before: a failover, or a restart",
+            "How often Redis' run id was another one than before: a failover, or a restart",
             self.failovers.clone(),
         );
         registry.register(

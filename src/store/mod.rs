@@ -199,7 +199,7 @@ impl Store {
             let shortfall = health.standing.shortfall();
             tracing::warn!(before = %levels[0], now = %levels[1], shortfall, "the durability of appends has changed");
         }
-        if before.replication_id != health.replication_id {
+        if before.run_id != health.run_id {
             self.metrics().failover();
             tracing::warn!(role = health.role, "another Redis answers, or the same one started anew: a failover?");
         }

@@ -135,6 +135,11 @@ async fn a_snapshot_is_fetched_from_a_redis_that_is_elsewhere() {
         async move { command.output().await.unwrap() }
     };
     let (kept, before, after) = backed_up(&app, back_up).await;
+    // For a snapshot's sake Redis takes another replication id, and yet nobody is to be told of a failover.
+    app.get("/readyz").await.expect(200);
+    let metrics = app.get("/metrics").await.expect(200).text;
+    let failovers: Vec<_> = metrics.lines().filter(|line| line.starts_with("streamkeep_failovers_total")).collect();
+    assert!(!failovers.is_empty() && failovers.iter().all(|line| line.ends_with(" 0")), "{failovers:?}");
     // With an append-only file that is not there yet, Redis would begin empty: it is switched on once the snapshot is read.
     let restored = restored(folder.path(), &[("appendonly", "no")]).await;
     let mut redis = restored.redis.connection().await;

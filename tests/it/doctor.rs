@@ -1,6 +1,11 @@
 //! `streamkeep doctor`: each thing that is wrong is named, on a real Redis that has it.
 
-use std::{process::Output, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, UdpSocket},
+    process::Output,
+    sync::Arc,
+    time::Duration,
+};
 
 use streamkeep::store::Library;
 use tokio::{
@@ -124,6 +129,46 @@ async fn what_is_not_there_fails() {
     let (code, lines) = doctor_at(&format!("redis+unix://{}/none.sock", folder.path().display()), 1).await;
     assert_eq!((code, lines.lines().count(), line(&lines, "redis").0), (Some(1), 1, "fail"), "{lines}");
     assert!(lines.contains("look at --redis-url"), "{lines}");
+}
+
+/// Where Redis refuses whoever connects, it says why and closes, before it has read anything.
+#[tokio::test]
+async fn what_redis_says_when_it_refuses_a_connection_is_told() {
+    let redis = TestRedis::start().await;
+    let mut held = redis.connection().await;
+    let _: () = redis::cmd("CONFIG").arg(&["SET", "maxclients", "1"]).query_async(&mut held).await.unwrap();
+    let (code, lines) = doctor(&redis, 1).await;
+    assert_eq!((code, line(&lines, "redis").0), (Some(1), "fail"), "{lines}");
+    assert!(lines.contains("max number of clients reached"), "{lines}");
+}
+
+/// An address of this machine that others could reach it by.
+fn outer_address() -> Option<IpAddr> {
+    // Sends nothing, but asks for a route.
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect("203.0.113.1:9").ok()?;
+    let address = socket.local_addr().unwrap().ip();
+    (!address.is_loopback()).then_some(address)
+}
+
+#[tokio::test]
+async fn protected_mode_is_told() {
+    let Some(address) = outer_address() else {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+        return;
+    };
+    let port = TcpListener::bind((address, 0)).await.unwrap().local_addr().unwrap().port();
+    let settings = [("port", port.to_string()), ("bind", address.to_string()), ("protected-mode", "yes".to_owned())];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value));
+    let _redis = TestRedis::start_with(|config| config.settings.extend(settings)).await;
+    let url = format!("redis://{address}:{port}");
+    let (code, lines) = doctor_at(&url, 1).await;
+    assert_eq!((code, line(&lines, "redis").0), (Some(1), "fail"), "{lines}");
+    assert!(lines.contains("DENIED") && lines.contains("protected mode"), "{lines}");
+    let arguments = ["serve", "--listen", "127.0.0.1:0", "--redis-url", &url];
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_streamkeep")).args(arguments).output().await.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && said.contains("DENIED"), "{said}");
 }
 
 #[tokio::test]

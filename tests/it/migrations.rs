@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use streamkeep::{
     model::Partitions,
     store::{Connections, DurabilityConfig, Keys, Library, Migration, Migrations, StartError, Store, StoreConfig},
 };
 
-use crate::app::{TestApp, TestRedis};
+use crate::{
+    app::{TestApp, TestRedis},
+    groups::TestGroup,
+};
 
 const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
 /// Takes three steps, as a migration of much data would.
@@ -84,6 +88,14 @@ async fn libraries_live_side_by_side_until_they_are_pruned() {
     for app in [&old, &new, &old] {
         app.append("order-1", ONE).await.expect(201);
     }
+    // What one version hands out, the other settles.
+    let group = TestGroup::create(&old, "mailer", json!({ "ordering": "stream" })).await;
+    for (takes, settles) in [(&old, &new), (&new, &old), (&old, &old)] {
+        let taken = TestGroup::at(takes, "mailer").next("").await;
+        assert_eq!(taken.len(), 1, "one of a stream at a time");
+        TestGroup::at(settles, "mailer").ack(&taken).await.expect(200);
+    }
+    assert!(group.next("").await.is_empty());
     let connections = Connections::new(redis.server.address(), Duration::from_secs(5)).unwrap();
     assert_eq!(Library::default().prune(&connections).await.unwrap(), [older.name()]);
     new.append("order-1", ONE).await.expect(201);
