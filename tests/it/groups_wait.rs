@@ -20,7 +20,7 @@ async fn info(redis: &TestRedis, section: &str, from: &str) -> u64 {
 }
 
 /// Function calls so far.
-async fn calls(app: &TestApp) -> u64 {
+pub async fn calls(app: &TestApp) -> u64 {
     info(&app.redis, "commandstats", "cmdstat_fcall:calls=").await
 }
 

@@ -48,6 +48,7 @@ mod groups_race_judge;
 mod groups_real;
 mod groups_redis;
 mod groups_resource;
+mod groups_together;
 mod groups_wait;
 mod groups_wakeup;
 #[cfg(target_os = "linux")]
