@@ -7,14 +7,12 @@ use tracing::warn;
 
 use crate::{
     model::{Condition, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
-    store::{StartError, Store, errors, writers::NoReply},
+    store::{StartError, Store, connections::Pauses, errors, writers::NoReply},
 };
 
 /// How much older than the call an event may seem, by Redis' clock, and still be that of the call. More would make a
 /// busy stream's events of that time too many to look through.
 const CLOCK_SLACK: Duration = Duration::from_secs(10);
-/// Pause before a call that Redis did not take is repeated.
-const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the events of a request are in their stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,18 +56,19 @@ impl Store {
         let bytes = events.iter().map(|event| event.bytes() + 256).sum();
         let began = Instant::now();
         let deadline = began + self.0.timeout;
-        let mut lost = false;
+        let (mut lost, mut pauses) = (false, Pauses::until(deadline));
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
-            let error = match self.0.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
+            let primary = self.0.connections.primary(partition);
+            let error = match primary.writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
                 Ok(Value::ServerError(reply)) => match errors::from_reply(&reply) {
-                    Error::FunctionMissing => match self.reload(deadline).await {
+                    Error::FunctionMissing => match self.reload(partition, deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
                     },
-                    Error::Unavailable(_) if Instant::now() + REPEAT_PAUSE < deadline => {
-                        tokio::time::sleep(REPEAT_PAUSE).await;
-                        continue;
+                    error @ Error::Unavailable(_) => {
+                        self.0.connections.failed(partition, &reply.into(), &primary);
+                        error
                     }
                     error => error,
                 },
@@ -84,6 +83,10 @@ impl Store {
                 Err(NoReply::NotSent) => Error::Unavailable("cannot be reached".to_owned()),
                 Err(NoReply::QueueFull) => Error::Overloaded,
             };
+            // Nothing was done: another server may take it, or the same one a moment later.
+            if matches!(error, Error::Unavailable(_)) && pauses.pause().await {
+                continue;
+            }
             // Nothing was written by this call; what became of the lost one may still be open.
             return Err(if lost && !is_verdict(&error, condition) { Error::OutcomeUnknown } else { error });
         }
@@ -119,10 +122,11 @@ impl Store {
     }
 
     /// Loads the functions again: Redis came back empty, or somebody flushed them.
-    pub(super) async fn reload(&self, deadline: Instant) -> Result<(), Error> {
-        warn!("the functions are not loaded; loading them again");
+    pub(super) async fn reload(&self, partition: Partition, deadline: Instant) -> Result<(), Error> {
+        let primary = self.0.connections.primary(partition);
+        warn!(primary = primary.name(), "the functions are not loaded; loading them again");
         let load = async {
-            let mut redis = self.0.connections.exclusive().await?;
+            let mut redis = primary.pool.get().await?;
             Ok::<_, StartError>(self.0.library.load(&mut redis).await?)
         };
         match tokio::time::timeout_at(deadline.into(), load).await {

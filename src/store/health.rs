@@ -5,13 +5,14 @@ use std::fmt;
 use redis::{InfoDict, aio::ConnectionLike};
 use serde::Serialize;
 
-use crate::store::{Connections, Library, StartError};
+use crate::store::{Library, StartError, primary::Primary};
 
 /// What an acknowledged append survives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Durability {
     /// Redis has it in memory; with `appendfsync everysec` about the last two seconds may be lost.
+    #[default]
     Memory,
     /// It is on the primary's disk (`appendfsync always`).
     Fsync,
@@ -34,7 +35,7 @@ impl fmt::Display for Durability {
     }
 }
 
-/// What a look at Redis showed.
+/// What a look at a primary showed.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// Version of Redis, or of the Redis that Valkey is compatible with.
@@ -64,8 +65,8 @@ pub struct Health {
 }
 
 impl Health {
-    pub(super) async fn look(connections: &Connections, library: &Library) -> Result<Self, StartError> {
-        let mut redis = connections.exclusive().await?;
+    pub(super) async fn look(primary: &Primary, library: &Library) -> Result<Self, StartError> {
+        let mut redis = primary.pool.get().await?;
         let info: InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
         let text = |name: &str| info.get::<String>(name).unwrap_or_default();
         let append_only = config(&mut redis, "appendonly").await.map(|value| value == "yes");
@@ -98,8 +99,8 @@ pub(super) async fn config(redis: &mut impl ConnectionLike, name: &str) -> Optio
 }
 
 /// That the server knows Redis Functions.
-pub(super) async fn check_version(connections: &Connections) -> Result<(), StartError> {
-    let mut redis = connections.exclusive().await?;
+pub(super) async fn check_version(primary: &Primary) -> Result<(), StartError> {
+    let mut redis = primary.pool.get().await?;
     let info: InfoDict = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
     let version: String = info.get("redis_version").unwrap_or_default();
     let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);

@@ -4,13 +4,14 @@ use crate::model::{GroupName, Partition, Partitions, StreamId};
 
 /// Makes the key names of one store.
 ///
-/// A name is `<namespace:>{partition}:<what>`; with one partition the braces are left out, so that
+/// A name is `<namespace:>{partition}:<what>`; with one partition, unless in a cluster, the braces are left out, so that
 /// `XRANGE events:order-12345 - +` shows what people lay out by hand today. The braces are a hash tag: all keys of a
 /// partition share a slot, so that one function call may touch them all.
 #[derive(Clone, Debug)]
 pub struct Keys {
     namespace: String,
     partitions: Partitions,
+    tagged: bool,
 }
 
 impl Keys {
@@ -18,15 +19,21 @@ impl Keys {
     #[must_use]
     pub fn new(namespace: &str, partitions: Partitions) -> Self {
         let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
-        Self { namespace, partitions }
+        Self { namespace, partitions, tagged: partitions.count() > 1 }
+    }
+
+    /// Names in a cluster: with braces, also where there is only one partition.
+    #[must_use]
+    pub fn on_cluster(self) -> Self {
+        Self { tagged: true, ..self }
     }
 
     fn name(&self, partition: Partition, what: &str, of: &str) -> String {
-        let Self { namespace, partitions } = self;
-        if partitions.count() == 1 {
-            [namespace, what, of].concat()
-        } else {
+        let namespace = &self.namespace;
+        if self.tagged {
             format!("{namespace}{{{}}}:{what}{of}", partition.get())
+        } else {
+            [namespace, what, of].concat()
         }
     }
 
@@ -40,7 +47,7 @@ impl Keys {
     /// What the keys of events match, those of all streams in all partitions (`SCAN`).
     #[must_use]
     pub fn events_pattern(&self) -> String {
-        let partition = if self.partitions.count() == 1 { "" } else { "{*}:" };
+        let partition = if self.tagged { "{*}:" } else { "" };
         format!("{}{partition}events:*", self.namespace)
     }
 

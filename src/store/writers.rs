@@ -15,14 +15,18 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use redis::{
-    Cmd, Pipeline, Value,
-    aio::{ConnectionLike, MultiplexedConnection},
-};
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection};
+use futures::FutureExt as _;
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
-use crate::{store::connections::Connections, telemetry::traces};
+use crate::{
+    store::{
+        errors::{self, Refusal},
+        primary::Server,
+    },
+    telemetry::traces,
+};
 
 /// Most calls in one pipeline.
 const CALLS_MAX: usize = 256;
@@ -76,13 +80,13 @@ pub(super) struct Writers {
 
 impl Writers {
     /// Starts `count` writers behind a queue of at most `queued_max` calls.
-    pub(super) fn start(connections: &Connections, count: usize, queued_max: usize) -> Self {
+    pub(super) fn start(server: &Arc<Server>, count: usize, queued_max: usize) -> Self {
         let (queue, calls) = async_channel::bounded(queued_max);
         for number in 0..count {
             let writer = Writer {
                 number,
                 calls: calls.clone(),
-                connections: connections.clone(),
+                server: Arc::clone(server),
                 connection: None,
                 failed: false,
             };
@@ -119,7 +123,7 @@ impl Writers {
 struct Writer {
     number: usize,
     calls: Receiver<Call>,
-    connections: Connections,
+    server: Arc<Server>,
     connection: Option<MultiplexedConnection>,
     /// Whether it had a connection that failed.
     failed: bool,
@@ -160,17 +164,20 @@ impl Writer {
         let mut pause = RECONNECT;
         while self.connection.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, self.connections.open()).await {
+            match tokio::time::timeout(left, self.server.open()).await {
                 Ok(Ok(connection)) => {
                     info!(writer = self.number, "connected to Redis");
                     if mem::take(&mut self.failed) {
-                        self.connections.metrics().reconnect();
+                        self.server.metrics().reconnect();
                     }
                     self.connection = Some(connection);
                 }
+                Ok(Err(_)) if self.server.is_retired() => return,
                 Ok(Err(error)) if left > pause => {
+                    self.server.doubt();
                     warn!(writer = self.number, %error, "cannot connect to Redis");
-                    tokio::time::sleep(pause.mul_f64(0.5 + fraction())).await;
+                    let pausing = tokio::time::sleep(pause.mul_f64(0.5 + fraction()));
+                    let _ = self.server.while_primary(pausing.map(Ok)).await;
                     pause = (pause * 2).min(RECONNECT_MAX);
                 }
                 _ => return,
@@ -185,20 +192,22 @@ impl Writer {
             pipeline.add_command(command);
             waiting.push(reply);
         }
-        let (metrics, began) = (self.connections.metrics(), Instant::now());
-        let replies = connection.req_packed_commands(&pipeline, 0, waiting.len());
+        let (metrics, began) = (self.server.metrics(), Instant::now());
+        let replies = self.server.while_primary(connection.send_packed_commands(&pipeline, 0, waiting.len()));
         let replies = tokio::time::timeout_at(deadline.into(), replies).await;
         metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
         metrics.pipeline(waiting.len());
         match replies {
             Ok(Ok(values)) if values.len() == waiting.len() => {
+                let demoted = values.iter().any(|value| errors::refusal(value) == Some(Refusal::Demoted));
                 for (reply, value) in waiting.into_iter().zip(values) {
                     let _ = reply.send(Ok(value));
                 }
-                self.connection = Some(connection);
+                self.connection = Some(connection).filter(|_| !demoted);
             }
             failed => {
                 self.failed = true;
+                self.server.doubt();
                 warn!(writer = self.number, calls = waiting.len(), error = ?failed.map(Result::err), "no reply from Redis");
                 for reply in waiting {
                     let _ = reply.send(Err(NoReply::Lost));

@@ -107,6 +107,7 @@ pub struct Metrics {
     pool_waiting: Gauge,
     queued: Gauge,
     redis_up: Gauge,
+    unavailable: Gauge,
     durable: Gauge,
     groups: Groups,
     process: process::Process,
@@ -137,6 +138,7 @@ impl Metrics {
             pool_waiting: Gauge::default(),
             queued: Gauge::default(),
             redis_up: Gauge::default(),
+            unavailable: Gauge::default(),
             durable: Gauge::default(),
             groups: Groups::default(),
             process: process::Process::default(),
@@ -194,7 +196,16 @@ impl Metrics {
         to.register("leases_settled", "Leases that were sent back, by what became of them", self.settled.clone());
         to.register("feeds_open", "Feeds that are open", self.feeds.clone());
         to.register("waiting_requests", "Feeds and long polls, which share a limit", self.waiting.clone());
-        to.register("redis_up", "Whether Redis answered when it was last looked at", self.redis_up.clone());
+        to.register(
+            "redis_up",
+            "Whether Redis answered when it was last looked at; in a cluster, each primary",
+            self.redis_up.clone(),
+        );
+        to.register(
+            "partitions_unavailable",
+            "Partitions whose Redis did not answer when it was last looked at",
+            self.unavailable.clone(),
+        );
         to.register("durability_fsync", "Whether an acknowledged append is on disk", self.durable.clone());
         to.register("redis_pool_connections", "Exclusive connections to Redis, in use or idle", self.pool.clone());
         to.register("redis_pool_waiting", "Callers that wait for an exclusive connection", self.pool_waiting.clone());
@@ -325,8 +336,11 @@ async fn admin_metrics(State(app): State<App>) -> Response {
 /// All metrics as they are now.
 async fn scrape(app: &App) -> Response {
     let metrics = &app.metrics;
-    let up = app.store.check_health().await.is_ok();
-    metrics.redis_up.set(up.into());
+    let seen = app.store.check_health().await;
+    let away: Vec<_> = seen.iter().filter(|seen| seen.health.is_none()).collect();
+    let up = away.len() < seen.len();
+    metrics.redis_up.set(away.is_empty().into());
+    metrics.unavailable.set(number(away.iter().map(|seen| seen.partitions.len()).sum()));
     metrics.durable.set((app.store.durability() == crate::store::Durability::Fsync).into());
     let used = app.limits.waiting - app.waiting.available_permits().min(app.limits.waiting);
     metrics.waiting.set(number(used));

@@ -146,7 +146,7 @@ impl Store {
     ) -> Result<Next, Error> {
         let mut command = self.group_command("es_next", group, partition, []);
         command.arg(&group.generation).arg(consumer.as_str()).arg(limit).arg(random()).arg(LOOK);
-        let (state, due, now, deadline_ms, events, chores): Reply = decode(Some(self.call(command).await?))?;
+        let (state, due, now, deadline_ms, events, chores): Reply = decode(Some(self.call(partition, command).await?))?;
         let handed = events.len() / 2;
         // What is parked or skipped here makes room, and lets its stream go on.
         let settled_some = !chores.is_empty();
@@ -186,7 +186,7 @@ impl Store {
             commands.cmd("XRANGE").arg(self.0.keys.events(partition, &stream)).arg(&id).arg(&id);
             leases.push((lease, delivery_count, stream));
         }
-        let replies = self.0.connections.read(&commands).await?;
+        let replies = self.0.connections.read(partition, &commands).await?;
         let (mut deliveries, mut gone) = (Vec::with_capacity(leases.len()), Vec::new());
         for ((lease, delivery_count, stream), reply) in leases.into_iter().zip(replies) {
             match entries(&stream, Some(reply))?.pop() {
@@ -214,7 +214,7 @@ impl Store {
                 let stream = StreamId::parse(of).ok_or_else(|| Error::Corrupt(format!("stream {of} in a group")))?;
                 let mut command = self.group_command("es_release", group, partition, [stream]);
                 command.arg(of);
-                self.call(command).await?;
+                self.call(partition, command).await?;
                 continue;
             }
             let position = Position::parse(of).unwrap_or_default();

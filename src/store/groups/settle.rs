@@ -114,7 +114,7 @@ impl Store {
         leases: &[LeaseToken],
     ) -> Result<(), Error> {
         let leases: Vec<&LeaseToken> = leases.iter().collect();
-        self.call(self.nack_command(group, partition, nack, &leases)).await.map(drop)
+        self.call(partition, self.nack_command(group, partition, nack, &leases)).await.map(drop)
     }
 
     fn nack_command(&self, group: &Group, partition: Partition, nack: &Nack<'_>, leases: &[&LeaseToken]) -> Cmd {
@@ -145,7 +145,7 @@ impl Store {
             for (indexes, of) in indexes.chunks(MOST).zip(of.chunks(MOST)) {
                 let call = |group: Arc<Group>| {
                     let command = command(&group, partition, of);
-                    async move { self.call(command).await }
+                    async move { self.call(partition, command).await }
                 };
                 let found = answers_of(self.with_copy(name, partition, call).await?)?;
                 if found.len() != of.len() {
