@@ -132,7 +132,11 @@ fn read(file: &Path) -> Result<Vec<u8>, String> {
 fn read_password(file: &Path) -> Result<String, String> {
     let text = String::from_utf8(read(file)?).map_err(|_| format!("the password in {} is no UTF-8", file.display()))?;
     let password = text.trim_end_matches(['\r', '\n']);
-    if password.is_empty() { Err(format!("there is no password in {}", file.display())) } else { Ok(password.to_owned()) }
+    if password.is_empty() {
+        Err(format!("there is no password in {}", file.display()))
+    } else {
+        Ok(password.to_owned())
+    }
 }
 
 fn parse_partitions(text: &str) -> Result<Partitions, String> {

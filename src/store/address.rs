@@ -159,8 +159,7 @@ fn like(tls: bool, secrets: &RedisSecrets) -> Result<ConnectionAddr, String> {
             false => Ok(ConnectionAddr::Tcp(String::new(), 0)),
         };
     }
-    let client_tls =
-        client_cert.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    let client_tls = client_cert.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
     let certificates = TlsCertificates { client_tls, root_cert: ca_cert.clone() };
     let client = Client::build_with_tls("rediss://any", certificates);
     let client = client.map_err(|error| format!("the certificates for Redis cannot be read: {error}"))?;

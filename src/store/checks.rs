@@ -165,7 +165,8 @@ fn merge(seen: &[Seen], checks: Vec<Vec<Check>>) -> Vec<Check> {
     let mut merged = Vec::with_capacity(names.len());
     for name in names {
         let of_name = seen.iter().zip(&checks);
-        let of_name = of_name.filter_map(|(seen, checks)| Some((seen, checks.iter().find(|check| check.name == name)?)));
+        let of_name =
+            of_name.filter_map(|(seen, checks)| Some((seen, checks.iter().find(|check| check.name == name)?)));
         let (well, ill): (Vec<_>, Vec<_>) = of_name.partition(|(_, check)| check.status == CheckStatus::Ok);
         let all_fail = ill.iter().filter(|(_, check)| check.status == CheckStatus::Fail).count() == seen.len();
         if let Some((_, check)) = well.first().filter(|_| ill.is_empty()) {

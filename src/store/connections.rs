@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use redis::{Cmd, ConnectionAddr, FromRedisValue, Pipeline, RedisError, Value, aio::MultiplexedConnection};
+use redis::{ConnectionAddr, Pipeline, RedisError, Value, aio::MultiplexedConnection};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, warn};
@@ -117,6 +117,13 @@ impl Connections {
         Arc::clone(&table.primaries[table.partitions[usize::from(partition.get())]])
     }
 
+    /// Whether the primary of a partition did not answer when it was last asked, while there are others: whoever looks at
+    /// several partitions is not to spend the time of a call on this one. Some other call will find it back.
+    pub(super) fn is_away(&self, partition: Partition) -> bool {
+        let table = self.0.table.load();
+        table.primaries.len() > 1 && table.primaries[table.partitions[usize::from(partition.get())]].is_away()
+    }
+
     /// All of them, each with its partitions.
     pub(super) fn primaries(&self) -> Vec<(Arc<Primary>, Vec<Partition>)> {
         let table = self.0.table.load();
@@ -137,19 +144,6 @@ impl Connections {
         partition: Partition,
     ) -> Result<deadpool_redis::Connection, deadpool_redis::PoolError> {
         self.primary(partition).pool.get().await
-    }
-
-    /// Sends a command about one key that belongs to no partition.
-    ///
-    /// # Errors
-    /// Redis cannot be reached, or refuses.
-    pub(super) async fn at_key<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T, StartError> {
-        let primary = {
-            let (table, slot) = (self.0.table.load(), topology::slot(key));
-            Arc::clone(&table.primaries[table.view.place_of(slot)])
-        };
-        let mut redis = primary.pool.get().await?;
-        Ok(command.query_async(&mut redis).await?)
     }
 
     /// What is counted of round trips.
@@ -250,6 +244,7 @@ impl Connections {
                     Err(error) => return Err(errors::from_call(&error)),
                 };
                 if !pauses.pause().await {
+                    primary.set_away(true);
                     return Err(Error::Unavailable(why));
                 }
             }

@@ -103,7 +103,7 @@ impl Library {
     ///
     /// # Errors
     /// What Redis answers.
-    pub async fn prune(&self, connections: &Connections) -> Result<BTreeSet<String>, StartError> {
+    pub async fn prune(&self, connections: &Connections) -> Result<Vec<String>, StartError> {
         let mut removed = BTreeSet::new();
         for (primary, _) in connections.primaries() {
             let mut redis = primary.pool.get().await?;
@@ -112,7 +112,7 @@ impl Library {
                 removed.insert(name);
             }
         }
-        Ok(removed)
+        Ok(removed.into_iter().collect())
     }
 
     /// Loads the library on each primary, unless it is there.

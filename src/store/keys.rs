@@ -12,6 +12,8 @@ pub struct Keys {
     namespace: String,
     partitions: Partitions,
     tagged: bool,
+    /// Stands before the names of what belongs to no partition.
+    home: &'static str,
 }
 
 impl Keys {
@@ -19,13 +21,18 @@ impl Keys {
     #[must_use]
     pub fn new(namespace: &str, partitions: Partitions) -> Self {
         let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
-        Self { namespace, partitions, tagged: partitions.count() > 1 }
+        Self { namespace, partitions, tagged: partitions.count() > 1, home: "" }
     }
 
-    /// Names in a cluster: with braces, also where there is only one partition.
+    /// Names in a cluster: with braces, also where there is only one partition. What belongs to no partition is where the
+    /// first one is.
     #[must_use]
     pub fn on_cluster(self) -> Self {
-        Self { tagged: true, ..self }
+        Self { tagged: true, home: "{0}:", ..self }
+    }
+
+    fn of_store(&self, what: &str) -> String {
+        [&self.namespace, self.home, what].concat()
     }
 
     fn name(&self, partition: Partition, what: &str, of: &str) -> String {
@@ -110,18 +117,18 @@ impl Keys {
     /// Hash: `partitions`, as fixed when the store was created.
     #[must_use]
     pub fn schema(&self) -> String {
-        format!("{}streamkeep:schema", self.namespace)
+        self.of_store("streamkeep:schema")
     }
 
     /// Hash: number of an applied migration → SHA-256 of its text.
     #[must_use]
     pub fn migrations(&self) -> String {
-        format!("{}streamkeep:migrations", self.namespace)
+        self.of_store("streamkeep:migrations")
     }
 
     /// String: held by the instance that is running migrations; expires by itself.
     #[must_use]
     pub fn migrations_lock(&self) -> String {
-        format!("{}streamkeep:migrations:lock", self.namespace)
+        self.of_store("streamkeep:migrations:lock")
     }
 }

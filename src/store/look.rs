@@ -10,9 +10,7 @@ use futures::future::join_all;
 
 use crate::{
     model::Partition,
-    store::{
-        Connections, Durability, Health, Inner, Library, StartError, Store, health, primary::Primary,
-    },
+    store::{Connections, Durability, Health, Inner, Library, StartError, Store, health, primary::Primary},
 };
 
 /// How often Redis' settings are looked at.
@@ -77,6 +75,7 @@ pub(super) async fn look(connections: &Connections, library: &Library, timeout: 
             }
             Err(_) => None,
         };
+        primary.set_away(health.is_none());
         if health.as_ref().is_none_or(|health| health.role != "master") {
             primary.server.doubt();
         }

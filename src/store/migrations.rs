@@ -5,15 +5,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use redis::aio::ConnectionLike;
 use sha2::{Digest, Sha256};
 use tracing::info;
 use uuid::Uuid;
 
 use crate::{
-    model::Partitions,
+    model::{Partition, Partitions},
     store::{Connections, Keys, StartError, functions::hex},
 };
 
+/// What belongs to no partition is where the first one is.
+const HOME: Partition = Partition::FIRST;
 /// How long the lock stands by itself, should its holder die. Renewed at every step.
 const LOCK_TTL: Duration = Duration::from_secs(30);
 /// How long another instance may hold the lock before this one gives up.
@@ -68,16 +71,15 @@ impl Migrations {
         keys: &Keys,
         partitions: Partitions,
     ) -> Result<Vec<u32>, StartError> {
-        if self.due(connections, keys).await?.is_empty() {
+        let mut redis = connections.exclusive(HOME).await?;
+        if self.due(&mut redis, keys).await?.is_empty() {
             return Ok(Vec::new());
         }
         let token = Uuid::now_v7().to_string();
-        lock(connections, keys, &token).await?;
-        let ran = self.run_locked(connections, keys, partitions).await;
-        let lock = keys.migrations_lock();
-        let mut unlock = redis::cmd("EVAL");
-        unlock.arg(UNLOCK).arg(1).arg(&lock).arg(&token);
-        let unlocked: Result<u8, StartError> = connections.at_key(&lock, &unlock).await;
+        lock(&mut redis, keys, &token).await?;
+        let ran = self.run_locked(&mut redis, keys, partitions).await;
+        let unlocked: redis::RedisResult<u8> =
+            redis::cmd("EVAL").arg(UNLOCK).arg(1).arg(keys.migrations_lock()).arg(&token).query_async(&mut redis).await;
         let ran = ran?;
         unlocked?;
         Ok(ran)
@@ -88,7 +90,7 @@ impl Migrations {
     /// # Errors
     /// [`StartError::MigrationsDue`] and those of [`Migrations::run`].
     pub async fn check(&self, connections: &Connections, keys: &Keys) -> Result<(), StartError> {
-        match self.due(connections, keys).await?.len() {
+        match self.due(&mut connections.exclusive(HOME).await?, keys).await?.len() {
             0 => Ok(()),
             due => Err(StartError::MigrationsDue(due)),
         }
@@ -96,28 +98,23 @@ impl Migrations {
 
     async fn run_locked(
         &self,
-        connections: &Connections,
+        redis: &mut impl ConnectionLike,
         keys: &Keys,
         partitions: Partitions,
     ) -> Result<Vec<u32>, StartError> {
-        let (lock, schema, applied) = (keys.migrations_lock(), keys.schema(), keys.migrations());
         let mut ran = Vec::new();
-        for migration in self.due(connections, keys).await? {
+        for migration in self.due(redis, keys).await? {
             loop {
-                let mut renew = redis::cmd("PEXPIRE");
-                renew.arg(&lock).arg(millis(LOCK_TTL));
-                connections.at_key::<u8>(&lock, &renew).await?;
+                redis::cmd("PEXPIRE").arg(keys.migrations_lock()).arg(millis(LOCK_TTL)).exec_async(redis).await?;
                 let mut step = redis::cmd("EVAL");
-                step.arg(migration.script).arg(1).arg(&schema).arg(partitions.count());
-                let state: String = connections.at_key(&schema, &step).await?;
+                step.arg(migration.script).arg(1).arg(keys.schema()).arg(partitions.count());
+                let state: String = step.query_async(redis).await?;
                 if state == "done" {
                     break;
                 }
             }
             let (number, checksum) = (migration.number, migration.checksum());
-            let mut note = redis::cmd("HSET");
-            note.arg(&applied).arg(number).arg(checksum);
-            connections.at_key::<u8>(&applied, &note).await?;
+            redis::cmd("HSET").arg(keys.migrations()).arg(number).arg(checksum).exec_async(redis).await?;
             info!(number, "migration applied");
             ran.push(number);
         }
@@ -125,9 +122,8 @@ impl Migrations {
     }
 
     /// What is not yet applied, after a look at what is.
-    async fn due(&self, connections: &Connections, keys: &Keys) -> Result<Vec<Migration>, StartError> {
-        let key = keys.migrations();
-        let applied: BTreeMap<u32, String> = connections.at_key(&key, redis::cmd("HGETALL").arg(&key)).await?;
+    async fn due(&self, redis: &mut impl ConnectionLike, keys: &Keys) -> Result<Vec<Migration>, StartError> {
+        let applied: BTreeMap<u32, String> = redis::cmd("HGETALL").arg(keys.migrations()).query_async(redis).await?;
         let known = self.0.last().map_or(0, |migration| migration.number);
         if let Some((&stored, _)) = applied.last_key_value().filter(|(stored, _)| **stored > known) {
             return Err(StartError::NewerStore { stored, known });
@@ -150,17 +146,17 @@ pub(super) async fn check_partitions(
     keys: &Keys,
     asked: Partitions,
 ) -> Result<(), StartError> {
-    let key = keys.schema();
-    let stored: u16 = connections.at_key(&key, redis::cmd("HGET").arg(&key).arg("partitions")).await?;
+    let mut redis = connections.exclusive(HOME).await?;
+    let stored: u16 = redis::cmd("HGET").arg(keys.schema()).arg("partitions").query_async(&mut redis).await?;
     if stored == asked.count() { Ok(()) } else { Err(StartError::Partitions { stored, asked: asked.count() }) }
 }
 
-async fn lock(connections: &Connections, keys: &Keys, token: &str) -> Result<(), StartError> {
-    let (key, until) = (keys.migrations_lock(), Instant::now() + LOCK_WAIT);
+async fn lock(redis: &mut impl ConnectionLike, keys: &Keys, token: &str) -> Result<(), StartError> {
+    let until = Instant::now() + LOCK_WAIT;
     loop {
         let mut take = redis::cmd("SET");
-        take.arg(&key).arg(token).arg("NX").arg("PX").arg(millis(LOCK_TTL));
-        if connections.at_key::<Option<String>>(&key, &take).await?.is_some() {
+        take.arg(keys.migrations_lock()).arg(token).arg("NX").arg("PX").arg(millis(LOCK_TTL));
+        if take.query_async::<Option<String>>(redis).await?.is_some() {
             return Ok(());
         }
         if Instant::now() > until {

@@ -46,8 +46,8 @@ pub use groups::{Asked, ConsumerStatus, Group, GroupStatus, Nack, Next, Parked, 
 use grown::Grown;
 pub use health::{Durability, Health};
 pub use keys::Keys;
-pub use look::Seen;
 pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
+pub use look::Seen;
 pub use metrics::{COUNTS, SECONDS, StoreMetrics};
 pub use migrations::{Migration, Migrations};
 pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};

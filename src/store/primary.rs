@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -149,6 +149,8 @@ pub(super) struct Primary {
     next: AtomicUsize,
     pub(super) pool: Pool,
     pub(super) writers: Writers,
+    /// It did not answer when it was last asked, for as long as a call may take.
+    away: AtomicBool,
 }
 
 impl Primary {
@@ -167,7 +169,8 @@ impl Primary {
         let addr = info.addr().clone();
         let server = Arc::new(Server { client: Client::open(info)?, usage: usage.clone(), change });
         let writers = Writers::start(&server, usage.writers, usage.queued_max);
-        Ok(Arc::new(Self { addr, server, shared: Default::default(), next: AtomicUsize::new(0), pool, writers }))
+        let (shared, next, away) = (Default::default(), AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Self { addr, server, shared, next, pool, writers, away }))
     }
 
     /// Its address, as logs and metrics name it.
@@ -193,8 +196,19 @@ impl Primary {
         };
         if broken {
             shared.close(&open);
+        } else if self.is_away() {
+            self.set_away(false);
         }
         replies
+    }
+
+    /// Whether it did not answer when it was last asked.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
     }
 
     /// It is one no more. What waits for it is given up, as if its connections had broken.

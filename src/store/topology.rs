@@ -9,7 +9,10 @@ use redis::{
     aio::MultiplexedConnection,
 };
 
-use crate::store::{StartError, address::{RedisAddress, Set}};
+use crate::store::{
+    StartError,
+    address::{RedisAddress, Set},
+};
 
 /// Slots of a cluster.
 pub(super) const SLOTS: u16 = 16_384;
@@ -243,7 +246,8 @@ mod tests {
             assert_eq!(slot(key), expected, "{key}");
         }
         let partitions = Partitions::new(4).expect("in range");
-        let keys = Keys::new("space", partitions);
+        let keys = Keys::new("space", partitions).on_cluster();
+        assert_eq!(slot(&keys.schema()), slot(&keys.groups()), "with the first partition");
         for partition in partitions.all() {
             assert_eq!(slot(&keys.log(partition)), slot(&partition.get().to_string()));
         }
@@ -252,8 +256,7 @@ mod tests {
     #[test]
     fn a_slot_that_was_moved_is_with_its_new_primary() {
         let at = |port| ConnectionAddr::Tcp("a".to_owned(), port);
-        let view =
-            View { primaries: vec![(at(1), vec![0..=9, 20..=20]), (at(2), vec![10..=19])], others: Vec::new() };
+        let view = View { primaries: vec![(at(1), vec![0..=9, 20..=20]), (at(2), vec![10..=19])], others: Vec::new() };
         let moved = view.moved(5, at(2)).moved(20, at(3)).moved(0, at(2)).moved(19, at(1));
         let slots = |place: usize| {
             let mut slots: Vec<u16> = moved.primaries[place].1.iter().cloned().flatten().collect();

@@ -15,8 +15,8 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection};
 use futures::FutureExt as _;
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
@@ -83,13 +83,8 @@ impl Writers {
     pub(super) fn start(server: &Arc<Server>, count: usize, queued_max: usize) -> Self {
         let (queue, calls) = async_channel::bounded(queued_max);
         for number in 0..count {
-            let writer = Writer {
-                number,
-                calls: calls.clone(),
-                server: Arc::clone(server),
-                connection: None,
-                failed: false,
-            };
+            let writer =
+                Writer { number, calls: calls.clone(), server: Arc::clone(server), connection: None, failed: false };
             tokio::spawn(writer.run());
         }
         Self { queue }

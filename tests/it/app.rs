@@ -12,7 +12,7 @@ use streamkeep::{
     http::{Access, App, AppState, Limits, RateLimit, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
-    store::{Library, Store, StoreConfig},
+    store::{Library, RedisAddress, RedisSecrets, Store, StoreConfig},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
@@ -47,8 +47,34 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A Redis in a folder of its own.
 pub struct TestRedis {
-    pub server: RedisServer,
+    pub server: TestServer,
     pub data: TempDir,
+}
+
+/// What a store is in.
+pub enum TestServer {
+    /// One server, supervised.
+    Own(RedisServer),
+    /// Several, as Sentinel or a cluster has them; the test looks after them.
+    Set(RedisAddress),
+}
+
+impl TestServer {
+    /// Where to connect.
+    pub fn address(&self) -> RedisAddress {
+        match self {
+            Self::Own(server) => server.address().into(),
+            Self::Set(address) => address.clone(),
+        }
+    }
+
+    /// The process of the one server; `None` while it is being started again.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Own(server) => server.pid(),
+            Self::Set(_) => panic!("there are several"),
+        }
+    }
 }
 
 impl TestRedis {
@@ -59,7 +85,13 @@ impl TestRedis {
         config.binary = std::env::var_os("STREAMKEEP_REDIS_SERVER").map(Into::into);
         change(&mut config);
         let started = tokio::task::spawn_blocking(move || RedisServer::start(&config)).await.unwrap();
-        Arc::new(Self { server: started.unwrap(), data })
+        Arc::new(Self { server: TestServer::Own(started.unwrap()), data })
+    }
+
+    /// Several servers, which the test looks after.
+    pub fn of_set(address: &str) -> Arc<Self> {
+        let address = RedisAddress::parse(address, &RedisSecrets::default()).unwrap();
+        Arc::new(Self { server: TestServer::Set(address), data: TempDir::new().unwrap() })
     }
 
     pub async fn start() -> Arc<Self> {
@@ -73,7 +105,10 @@ impl TestRedis {
 
     /// A plain connection, as a client has it that knows nothing of Streamkeep.
     pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.server.address()).unwrap();
+        let client = match &self.server {
+            TestServer::Own(server) => redis::Client::open(server.address()).unwrap(),
+            TestServer::Set(_) => panic!("which of them?"),
+        };
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }

@@ -78,7 +78,8 @@ impl Verifier {
     async fn native(&self, partition: Partition, source: &str, name: &str) -> Result<Option<u64>, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XPENDING").arg(source).arg(name);
-        let summary: Result<(u64, Value, Value, Value), _> = decode(self.connections.ask(partition, &commands).await?.pop());
+        let summary: Result<(u64, Value, Value, Value), _> =
+            decode(self.connections.ask(partition, &commands).await?.pop());
         Ok(summary.ok().map(|(pending, ..)| pending))
     }
 

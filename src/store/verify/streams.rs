@@ -99,7 +99,9 @@ impl Verifier {
             return Ok((wrong, false));
         }
         let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next()).unwrap_or_default();
-        let Some(info) = self.stream_info(partition, key).await?.filter(|_| tombstone.is_none()) else { return Ok((wrong, true)) };
+        let Some(info) = self.stream_info(partition, key).await?.filter(|_| tombstone.is_none()) else {
+            return Ok((wrong, true));
+        };
         let (Some(given), removed) = (entry_number(&info.last_given), removed.unwrap_or(0)) else {
             wrong.insert(format!("stream {stream}: was not written by Streamkeep, its last id is {}", info.last_given));
             return Ok((wrong, false));
