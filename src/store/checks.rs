@@ -7,7 +7,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::{
-    Connections, Health, Library, Migrations, Seen, StartError, StoreConfig, health, log, migrations, primary::Primary,
+    Connections, Health, Library, Migrations, Seen, StartError, StoreConfig, address::Set, health, log, migrations,
+    primary::Primary, set_checks,
 };
 
 /// Pings of which the latency is the median.
@@ -120,9 +121,13 @@ impl Health {
         }
     }
 
-    fn replicas(&self) -> Check {
+    /// In a set of servers one of them is to take over.
+    fn replicas(&self, is_set: bool) -> Check {
         let name = "replicas";
         match self.replicas.iter().filter(|online| !**online).count() {
+            0 if self.replicas.is_empty() && is_set => {
+                Check::warn(name, "none connected: nobody takes over when this primary dies; add one")
+            }
             0 if self.replicas.is_empty() => Check::ok(name, "none connected: Redis is the only copy"),
             0 => Check::ok(name, format!("{} connected", self.replicas.len())),
             away => Check::warn(
@@ -187,9 +192,10 @@ pub async fn examine(config: StoreConfig) -> Vec<Check> {
         Err(error) => return vec![Check::fail("redis", unreachable_advice(&error))],
     };
     let (keys, partitions, library) = (config.keys(), config.partitions, &config.library);
+    let is_set = !matches!(config.address.set, Set::Single(_));
     let (mut seen, mut checks) = (Vec::new(), Vec::new());
     for (primary, partitions) in connections.primaries() {
-        let (health, of_it) = match examine_primary(&primary, library).await {
+        let (health, of_it) = match examine_primary(&primary, library, is_set).await {
             Ok((health, checks)) => (Some(health), checks),
             Err(error) => (None, vec![Check::fail("redis", unreachable_advice(&error))]),
         };
@@ -200,6 +206,7 @@ pub async fn examine(config: StoreConfig) -> Vec<Check> {
     if seen.iter().all(|seen| seen.health.is_none()) {
         return checks;
     }
+    checks.extend(set_checks::examine(&config, &connections).await);
     let layout = async {
         Migrations::default().check(&connections, &keys).await?;
         migrations::check_partitions(&connections, &keys, partitions).await?;
@@ -215,7 +222,11 @@ pub async fn examine(config: StoreConfig) -> Vec<Check> {
     checks
 }
 
-async fn examine_primary(primary: &Primary, library: &Library) -> Result<(Health, Vec<Check>), StartError> {
+async fn examine_primary(
+    primary: &Primary,
+    library: &Library,
+    is_set: bool,
+) -> Result<(Health, Vec<Check>), StartError> {
     health::check_version(primary).await?;
     let health = Health::look(primary, library).await?;
     let mut checks = health.checks();
@@ -225,7 +236,7 @@ async fn examine_primary(primary: &Primary, library: &Library) -> Result<(Health
     }
     let mut redis = primary.pool.get().await?;
     let others = library.others(&mut redis).await.unwrap_or_default();
-    checks.extend([health.memory(), health.replicas(), other_libraries(&others)]);
+    checks.extend([health.memory(), health.replicas(is_set), other_libraries(&others)]);
     checks.push(node_bytes(health::config(&mut redis, "stream-node-max-bytes").await.as_deref()));
     checks.push(latency(&mut redis).await);
     checks.push(clock(&mut redis).await);

@@ -22,6 +22,7 @@ mod pointers;
 mod primary;
 mod read;
 mod recent;
+mod set_checks;
 mod tail;
 mod times;
 mod topology;

@@ -134,7 +134,8 @@ fn host_of(addr: &ConnectionAddr) -> Option<&str> {
     }
 }
 
-async fn connect(info: ConnectionInfo, timeout: Duration) -> RedisResult<MultiplexedConnection> {
+/// A connection for a question or two.
+pub(super) async fn connect(info: ConnectionInfo, timeout: Duration) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
     Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
 }

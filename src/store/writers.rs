@@ -130,9 +130,14 @@ impl Writer {
             // Once round the runtime: requests that are ready to run add their calls to this pipeline. Nothing is
             // awaited, so a lone append waits for nobody.
             tokio::task::yield_now().await;
-            let batch = self.take(first);
+            let mut batch = self.take(first);
             let Some(latest) = batch.iter().map(|call| call.deadline).max() else { continue };
             self.connect(latest).await;
+            // Whoever gave up meanwhile knows that nothing was sent.
+            batch.retain(|call| call.stage.leave(Stage::TAKEN));
+            if batch.is_empty() {
+                continue;
+            }
             match self.connection.take() {
                 Some(connection) => self.send(connection, batch, latest).await,
                 None => answer_all(batch, NoReply::NotSent),
@@ -140,7 +145,7 @@ impl Writer {
         }
     }
 
-    /// What is queued, up to the limits of a pipeline, without calls that were given up or whose time is up.
+    /// What is queued, up to the limits of a pipeline, without calls whose time is up.
     fn take(&self, first: Call) -> Vec<Call> {
         let mut bytes = first.bytes;
         let mut batch = vec![first];
@@ -150,7 +155,7 @@ impl Writer {
             batch.push(call);
         }
         let now = Instant::now();
-        batch.retain(|call| call.deadline > now && call.stage.leave(Stage::TAKEN));
+        batch.retain(|call| call.deadline > now);
         batch
     }
 

@@ -64,6 +64,15 @@ async fn everything_works_over_all_partitions() {
     assert_eq!((report.findings, report.streams, report.events, report.groups), (Vec::new(), 8, 24, 1));
     let checks = examine(config.clone()).await;
     assert!(checks.iter().all(|check| check.status != CheckStatus::Fail), "{checks:?}");
+    let said = |name: &str| checks.iter().find(|check| check.name == name).unwrap();
+    assert_eq!(said("cluster").detail, "state ok, all slots assigned");
+    assert!(said("shares").detail.starts_with("8 partition(s) on 3 primaries, 2 to 4 each"), "{checks:?}");
+    assert!(said("replicas").detail.contains("nobody takes over"), "{checks:?}");
+    cluster.servers[1].ask::<()>("CONFIG SET cluster-require-full-coverage yes").await;
+    let checks = examine(config.clone()).await;
+    let cluster_check = checks.iter().find(|check| check.name == "cluster").unwrap();
+    assert_eq!(cluster_check.status, CheckStatus::Warn);
+    assert!(cluster_check.detail.contains("set cluster-require-full-coverage no"), "{checks:?}");
     config.partitions = streamkeep::model::Partitions::new(4).unwrap();
     let refusal = Store::open(config).await.err().unwrap().to_string();
     assert!(refusal.contains("the store has 8 partition(s)"), "{refusal}");

@@ -40,7 +40,6 @@ impl Cluster {
         }));
         let cluster = Self { servers: servers.await, primaries };
         for (place, server) in cluster.servers.iter().enumerate() {
-            server.ask::<()>(&format!("CONFIG SET cluster-announce-ip {}", server.address.ip())).await;
             server.ask::<()>(&format!("CLUSTER SET-CONFIG-EPOCH {}", place + 1)).await;
             if place < primaries {
                 let (from, to) = (SLOTS * place / primaries, SLOTS * (place + 1) / primaries - 1);

@@ -40,6 +40,7 @@ impl Node {
             ("appendfsync", "everysec"),
             // As if each were on a machine of its own.
             ("replica-announce-ip", &ip),
+            ("cluster-announce-ip", &ip),
             ("repl-diskless-sync-delay", "0"),
             ("protected-mode", "no"),
         ];

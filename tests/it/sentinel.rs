@@ -88,6 +88,15 @@ impl SentinelSet {
     }
 }
 
+/// The line of a check of `streamkeep doctor`.
+async fn doctor(set: &SentinelSet, check: &str) -> String {
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_streamkeep"));
+    command.args(["doctor", "--redis-url", &set.url(), "--partitions", "4"]);
+    let lines = String::from_utf8(command.output().await.unwrap().stdout).unwrap();
+    let is_it = |line: &&str| line.split_whitespace().nth(1) == Some(check);
+    lines.lines().find(is_it).unwrap_or_else(|| panic!("{lines}")).to_owned()
+}
+
 pub async fn failovers(app: &TestApp) -> u64 {
     let metrics = app.get("/metrics").await.expect(200).text;
     let of_each = metrics.lines().filter(|line| line.starts_with("streamkeep_failovers_total{"));
@@ -116,6 +125,10 @@ async fn everything_works_and_goes_on_after_a_failover_by_hand() {
         one == primary && other == primary
     })
     .await;
+
+    let line = doctor(&set, "sentinels").await;
+    assert!(line.ends_with("3 of 3 answer, and are enough for a failover"), "{line}");
+    assert!(doctor(&set, "replicas").await.ends_with("2 connected"));
 
     set.sentinels[0].ask::<String>("SENTINEL FAILOVER store").await;
     // One call after the other while it goes on: nobody notices, but that it takes longer.
