@@ -8,7 +8,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use redis::{ConnectionAddr, Pipeline, RedisError, Value, aio::MultiplexedConnection};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, warn};
 
@@ -105,7 +105,9 @@ impl Connections {
         inner.take(view)?;
         let inner = Arc::new(inner);
         if !matches!(address.set, Set::Single(_)) {
-            let watch = tokio::spawn(watch(Arc::downgrade(&inner), Arc::clone(&inner.usage.doubted)));
+            let listeners = topology::listen(address, &inner.usage.doubted);
+            let watch = watch(Arc::downgrade(&inner), Arc::clone(&inner.usage.doubted), listeners);
+            let watch = tokio::spawn(watch);
             let _ = inner.watch.set(AbortOnDropHandle::new(watch));
         }
         Ok(Self(inner))
@@ -339,8 +341,8 @@ impl Inner {
     }
 }
 
-/// Asks who is primary now and then, and at once when a call had no answer.
-async fn watch(inner: Weak<Inner>, doubted: Arc<Notify>) {
+/// Asks who is primary now and then, and at once when a call had no answer or somebody told of a failover.
+async fn watch(inner: Weak<Inner>, doubted: Arc<Notify>, _listeners: JoinSet<()>) {
     let mut pause = LOOK_PAUSE;
     loop {
         let asked = tokio::time::timeout(LOOK, doubted.notified()).await.is_ok();

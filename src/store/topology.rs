@@ -1,13 +1,18 @@
 //! Which server is the primary of what: always the same one, the one that sentinels name, or as the slots of a cluster lie.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use crc::{CRC_16_XMODEM, Crc};
-use futures::future::{join_all, select_ok};
+use futures::{
+    StreamExt as _,
+    future::{join_all, select_ok},
+};
 use redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value,
     aio::MultiplexedConnection,
 };
+
+use tokio::{sync::Notify, task::JoinSet};
 
 use crate::store::{
     StartError,
@@ -111,6 +116,36 @@ pub(super) async fn look(
             })
         }
     }
+}
+
+/// Hears what sentinels tell of a failover, and says that another server may be primary: the old one may take writes for
+/// seconds yet, which nobody will know of. Ends when dropped.
+pub(super) fn listen(address: &RedisAddress, doubted: &Arc<Notify>) -> JoinSet<()> {
+    let mut listeners = JoinSet::new();
+    if let Set::Sentinel { sentinels, .. } = &address.set {
+        for sentinel in sentinels {
+            let (info, doubted) = (address.sentinel(sentinel), Arc::clone(doubted));
+            listeners.spawn(async move {
+                loop {
+                    let _ = listen_to(info.clone(), &doubted).await;
+                    tokio::time::sleep(ANSWER.mul_f64(0.5 + fastrand::f64())).await;
+                }
+            });
+        }
+    }
+    listeners
+}
+
+async fn listen_to(info: ConnectionInfo, doubted: &Notify) -> RedisResult<()> {
+    let mut events = Client::open(info)?.get_async_pubsub().await?;
+    // The first comes from the sentinel that leads the failover, the second from each that has heard of it.
+    events.subscribe("+promoted-slave").await?;
+    events.subscribe("+switch-master").await?;
+    let mut events = events.into_on_message();
+    while events.next().await.is_some() {
+        doubted.notify_one();
+    }
+    Ok(())
 }
 
 /// The slot of a key in a cluster: of what stands in its first braces, where something does.
