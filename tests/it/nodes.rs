@@ -28,7 +28,12 @@ pub struct Node {
 impl Node {
     /// Starts `redis-server` with these settings, and waits until it answers.
     pub async fn start(settings: &[(&str, &str)]) -> Self {
-        let (address, folder) = (free_address(), TempDir::new().unwrap());
+        Self::start_at(free_address(), settings).await
+    }
+
+    /// The same, at an address that is free.
+    pub async fn start_at(address: SocketAddr, settings: &[(&str, &str)]) -> Self {
+        let folder = TempDir::new().unwrap();
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let fixed = [
             ("bind", ip.as_str()),
