@@ -154,10 +154,10 @@ fn info(addr: ConnectionAddr, login: &RedisConnectionInfo) -> ConnectionInfo {
 fn like(tls: bool, secrets: &RedisSecrets) -> Result<ConnectionAddr, String> {
     let RedisSecrets { ca_cert, client_cert, .. } = secrets;
     if !tls {
-        return match ca_cert.is_some() || client_cert.is_some() {
-            true => Err("certificates for Redis are given, but its address does not begin with rediss".to_owned()),
-            false => Ok(ConnectionAddr::Tcp(String::new(), 0)),
-        };
+        if ca_cert.is_some() || client_cert.is_some() {
+            return Err("certificates for Redis are given, but its address does not begin with rediss".to_owned());
+        }
+        return Ok(ConnectionAddr::Tcp(String::new(), 0));
     }
     let client_tls = client_cert.clone().map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
     let certificates = TlsCertificates { client_tls, root_cert: ca_cert.clone() };

@@ -245,7 +245,7 @@ async fn examine_primary(
 
 fn unreachable_advice(error: &StartError) -> String {
     match error {
-        StartError::TooOld(_) => error.to_string(),
+        StartError::TooOld(_) | StartError::OfCluster(_) => error.to_string(),
         _ => format!("{error}; look at --redis-url, and whether Redis runs there"),
     }
 }

@@ -227,6 +227,7 @@ impl Connections {
             let mut pauses = Pauses::until(deadline);
             loop {
                 let primary = whom();
+                let mut silent = false;
                 let why = match primary.send(commands, deadline).await {
                     Ok(replies) => match replies.iter().find_map(errors::refusal) {
                         None => return Ok(replies),
@@ -240,13 +241,16 @@ impl Connections {
                         }
                     },
                     Err(error) if error.code().is_none() => {
+                        silent = true;
                         primary.server.doubt();
                         error.to_string()
                     }
                     Err(error) => return Err(errors::from_call(&error)),
                 };
                 if !pauses.pause().await {
-                    primary.set_away(true);
+                    if silent {
+                        primary.set_away(true);
+                    }
                     return Err(Error::Unavailable(why));
                 }
             }

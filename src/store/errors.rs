@@ -24,6 +24,9 @@ pub enum StartError {
     /// Sentinels name a server that takes no writes.
     #[error("the sentinels name {0}, which is no primary")]
     NotPrimary(String),
+    /// A server of a cluster, which has a share of the keys only.
+    #[error("{0} is one server of a cluster: use redis+cluster://{0}")]
+    OfCluster(String),
     /// Too old for Redis Functions and what stands on them.
     #[error("Redis or Valkey 7.0 or newer is needed, this one says {0}")]
     TooOld(String),

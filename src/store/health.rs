@@ -98,10 +98,13 @@ pub(super) async fn config(redis: &mut impl ConnectionLike, name: &str) -> Optio
     pair.ok()?.into_iter().nth(1)
 }
 
-/// That the server knows Redis Functions.
+/// That the server knows Redis Functions, and is of a cluster only where one is expected.
 pub(super) async fn check_version(primary: &Primary) -> Result<(), StartError> {
     let mut redis = primary.pool.get().await?;
     let info: InfoDict = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
+    if info.get::<String>("redis_mode").as_deref() == Some("cluster") && !primary.server.is_of_cluster() {
+        return Err(StartError::OfCluster(primary.name()));
+    }
     let version: String = info.get("redis_version").unwrap_or_default();
     let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     if major >= 7 { Ok(()) } else { Err(StartError::TooOld(version)) }

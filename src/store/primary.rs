@@ -97,6 +97,11 @@ impl Server {
         }
     }
 
+    /// Whether it is one of a cluster.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        matches!(self.change, Change::May { silent: false, .. })
+    }
+
     /// Whether another server has taken its place.
     pub(super) fn is_retired(&self) -> bool {
         matches!(&self.change, Change::May { retired, .. } if retired.is_cancelled())

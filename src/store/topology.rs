@@ -195,10 +195,8 @@ async fn ask_sentinel(
 
 /// That a server is a primary: a sentinel may know of it from long ago.
 async fn check_role(address: &RedisAddress, addr: &ConnectionAddr, timeout: Duration) -> Result<(), StartError> {
-    match role(&mut connect(address.server(addr), timeout).await?).await? {
-        true => Ok(()),
-        false => Err(StartError::NotPrimary(addr.to_string())),
-    }
+    let is_primary = role(&mut connect(address.server(addr), timeout).await?).await?;
+    if is_primary { Ok(()) } else { Err(StartError::NotPrimary(addr.to_string())) }
 }
 
 /// Whether a server is a primary (`ROLE`).

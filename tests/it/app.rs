@@ -58,7 +58,7 @@ pub enum TestServer {
     /// One server, supervised.
     Own(RedisServer),
     /// Several, as Sentinel or a cluster has them; the test looks after them.
-    Set(RedisAddress),
+    Set(Box<RedisAddress>),
     /// A cluster, for a test that need not know; and what makes one server of it for those who look.
     Cluster(Box<Cluster>, Router),
 }
@@ -68,7 +68,7 @@ impl TestServer {
     pub fn address(&self) -> RedisAddress {
         match self {
             Self::Own(server) => server.address().into(),
-            Self::Set(address) => address.clone(),
+            Self::Set(address) => RedisAddress::clone(address),
             Self::Cluster(cluster, _) => cluster.redis().server.address(),
         }
     }
@@ -106,7 +106,7 @@ impl TestRedis {
     /// Several servers, which the test looks after.
     pub fn of_set(address: &str) -> Arc<Self> {
         let address = RedisAddress::parse(address, &RedisSecrets::default()).unwrap();
-        Arc::new(Self { server: TestServer::Set(address), data: TempDir::new().unwrap() })
+        Arc::new(Self { server: TestServer::Set(Box::new(address)), data: TempDir::new().unwrap() })
     }
 
     pub async fn start() -> Arc<Self> {

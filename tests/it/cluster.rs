@@ -78,6 +78,22 @@ async fn everything_works_over_all_partitions() {
     assert!(refusal.contains("the store has 8 partition(s)"), "{refusal}");
 }
 
+#[tokio::test]
+async fn one_server_of_a_cluster_is_no_store() {
+    let cluster = Cluster::start(2, false).await;
+    let (url, at) = (cluster.servers[0].url(), crate::app::free_address().to_string());
+    let output = crate::program::serve_at(&at, &["--redis-url", &url]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let host = url.strip_prefix("redis://").unwrap();
+    let sentence = format!("streamkeep: {host} is one server of a cluster: use redis+cluster://{host}\n");
+    assert!(!output.status.success() && said.ends_with(&sentence), "{said}");
+    let alone = crate::nodes::Node::start(&[]).await;
+    let url = alone.url().replace("redis://", "redis+cluster://");
+    let output = crate::program::serve_at(&at, &["--redis-url", &url]).output().await.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("cluster support disabled"), "{said}");
+}
+
 fn other_config(cluster: &Cluster, partitions: u16) -> streamkeep::store::StoreConfig {
     streamkeep::store::StoreConfig {
         address: cluster.redis().server.address(),
@@ -138,9 +154,9 @@ async fn a_shard_that_is_down_touches_no_other() {
     }
     let ready = app.get("/readyz").await.expect(200).json();
     assert_eq!(ready["unavailable"], json!(away), "{ready}");
-    let named = ready["checks"].as_array().unwrap().iter().find(|check| check["name"] == "redis").unwrap().clone();
+    let check = ready["checks"].as_array().unwrap().iter().find(|check| check["name"] == "redis").unwrap().clone();
     let list: Vec<_> = away.iter().map(ToString::to_string).collect();
-    assert!(named["detail"].as_str().unwrap().ends_with(&format!("partitions {}", list.join(", "))), "{named}");
+    assert!(check["detail"].as_str().unwrap().ends_with(&format!("partitions {}", list.join(", "))), "{check}");
 
     // Groups and feeds go on with the others, and an instance that starts now does too.
     let late = TestApp::start_with(cluster.redis(), PARTITIONS, short).await;
@@ -163,9 +179,9 @@ async fn a_shard_that_is_down_touches_no_other() {
     let all = log(&late).await;
     eventually("the rest is handed out", async || {
         taken.extend(group.next("limit=100&consumer=a").await);
-        let mut names = names(&taken);
-        names.dedup();
-        names.len() == all
+        let mut once = names(&taken);
+        once.dedup();
+        once.len() == all
     })
     .await;
 }

@@ -147,5 +147,5 @@ impl Cluster {
 /// A stream in a partition.
 pub fn stream_in(app: &TestApp, partition: u16) -> String {
     let of = |id: &str| app.store.partition(&StreamId::parse(id).unwrap()).get();
-    (0..).map(|number| format!("order-{number}")).find(|id| of(id) == partition).unwrap()
+    (0..10_000).map(|number| format!("order-{number}")).find(|id| of(id) == partition).unwrap()
 }

@@ -1,6 +1,10 @@
 //! A store in a Redis that Sentinel watches: a primary, two replicas, three sentinels, all real.
 
-use std::{fmt::Write as _, fs, time::Instant};
+use std::{
+    fmt::Write as _,
+    fs,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use redis::Value;
@@ -193,6 +197,37 @@ async fn a_killed_primary_is_followed_by_another_under_load() {
     let structural: Vec<_> = violations.iter().filter(|violation| is_structural(violation)).collect();
     assert_eq!(structural, [] as [&Violation; 0]);
     assert!(failovers(&app).await >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_primary_that_hangs_is_left_and_may_come_back() {
+    let set = SentinelSet::start().await;
+    // Calls have twenty seconds: whoever waited for the one that hangs would take that long.
+    let app = set.app(1).await;
+    let mut feed = Feed::open(&app, "/events", None).await;
+    app.append("order-1", ONE).await.expect(201);
+    assert_eq!(name(&feed.event().await), "order-1@1");
+    eventually("the replicas have it", async || {
+        join_all(set.servers[1..].iter().map(|replica| replica.ask::<u64>("XLEN log"))).await == [1, 1]
+    })
+    .await;
+    set.servers[0].signal("STOP");
+    let began = Instant::now();
+    let (read, append) = tokio::join!(
+        app.get("/streams/order-1"),
+        app.append_with("order-1", &[("if-match", "\"1\""), ("idempotency-key", "k")], ONE)
+    );
+    println!("left after {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    read.expect(200);
+    assert!(matches!(append.status.as_u16(), 200 | 201), "{append:?}");
+    assert_eq!(append.json()["version"], 2);
+    assert_eq!(name(&feed.event().await), "order-1@2");
+    set.servers[0].signal("CONT");
+    eventually("the old primary follows", async || set.servers[0].info("role").await == "slave").await;
+    assert_eq!(app.append("order-1", ONE).await.expect(201).json()["version"], 3);
+    assert_eq!(name(&feed.event().await), "order-1@3");
+    assert_eq!(failovers(&app).await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
