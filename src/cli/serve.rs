@@ -2,7 +2,6 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use redis::ConnectionInfo;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -12,7 +11,7 @@ use crate::{
     config::{Migrate, Serve, Storage},
     http::{self, Access, App, AppState, Limits, ServerOptions},
     redis_server::RedisServer,
-    store::{Connections, Keys, Library, Migrations, Store, StoreConfig},
+    store::{Connections, Library, Migrations, RedisAddress, Store, StoreConfig},
     telemetry,
 };
 
@@ -107,12 +106,12 @@ fn raise_descriptor_limit() {
 pub async fn migrate(settings: Migrate) -> Result<(), Failure> {
     telemetry::start(telemetry::LogFormat::Text, "info", None)?;
     let (server, address) = redis(&settings.storage).await?;
-    let StoreConfig { namespace, partitions, timeout, .. } = settings.storage.store_config(address.clone());
-    let connections = Connections::new(address, timeout)?;
-    let ran = Migrations::default().run(&connections, &Keys::new(&namespace, partitions), partitions).await?;
+    let config = settings.storage.store_config(address);
+    let connections = Connections::open(&config).await?;
+    let ran = Migrations::default().run(&connections, &config.keys(), config.partitions).await?;
     info!(?ran, "migrations are done");
     let library = Library::default();
-    library.load(&mut connections.exclusive().await?).await?;
+    library.load_everywhere(&connections).await?;
     if settings.prune {
         let removed = library.prune(&connections).await?;
         info!(?removed, "libraries of other versions are removed");
@@ -122,13 +121,13 @@ pub async fn migrate(settings: Migrate) -> Result<(), Failure> {
 }
 
 /// The Redis to use: that of the settings, or one of our own.
-pub(super) async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, ConnectionInfo), Failure> {
+pub(super) async fn redis(storage: &Storage) -> Result<(Option<RedisServer>, RedisAddress), Failure> {
     if let Some(address) = storage.address()? {
         return Ok((None, address));
     }
     let config = storage.server_config();
     let server = tokio::task::spawn_blocking(move || RedisServer::start(&config)).await??;
-    let address = server.address();
+    let address = server.address().into();
     Ok((Some(server), address))
 }
 

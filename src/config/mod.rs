@@ -2,10 +2,12 @@
 
 mod clients;
 mod durability;
+mod storage;
 mod tls;
 
 pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Service, Tail};
 pub use durability::DurabilityArgs;
+pub use storage::Storage;
 pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -13,13 +15,9 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use axum::http::{HeaderValue, Uri};
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
-use redis::ConnectionInfo;
 
 use crate::{
     http::{AccessFiles, Limits, RateLimit, ServerOptions, parse_network},
-    model::Partitions,
-    redis_server::{AppendFsync, RedisServerConfig},
-    store::{DurabilityConfig, Library, StoreConfig},
     telemetry::{LogFormat, check_filter},
 };
 
@@ -235,43 +233,6 @@ pub struct Verify {
     pub storage: Storage,
 }
 
-/// Where events are kept: in a Redis of one's own, or in one that is there.
-#[derive(Args, Debug)]
-pub struct Storage {
-    /// Redis or Valkey 7.0 or newer: redis://[user:password@]host:port[/db] or redis+unix:///path; without it the service
-    /// starts and supervises one itself
-    #[arg(long, env = "REDIS_URL", hide_env_values = true)]
-    pub redis_url: Option<String>,
-
-    /// Data folder of the service's own Redis
-    #[arg(long, env = "STREAMKEEP_DATA", default_value = "./streamkeep-data")]
-    pub data: PathBuf,
-
-    /// Program of the service's own Redis; otherwise valkey-server or redis-server from PATH
-    #[arg(long, env = "STREAMKEEP_REDIS_SERVER")]
-    pub redis_server: Option<PathBuf>,
-
-    /// When the service's own Redis syncs to disk: always (nothing acknowledged is lost) or everysec (faster)
-    #[arg(long, env = "STREAMKEEP_APPENDFSYNC", value_enum, default_value_t)]
-    pub appendfsync: AppendFsync,
-
-    /// Bytes of a node of a stream in the service's own Redis; 512 saves memory where streams have one or two events
-    #[arg(long, env = "STREAMKEEP_STREAM_NODE_MAX_BYTES", default_value_t = 3072, value_parser = clap::value_parser!(u32).range(64..=1_048_576))]
-    pub stream_node_max_bytes: u32,
-
-    /// Partitions of the store, 1 to 128; fixed when it is created
-    #[arg(long, env = "STREAMKEEP_PARTITIONS", default_value = "1", value_parser = parse_partitions)]
-    pub partitions: Partitions,
-
-    /// Stands before every key, so that several stores may share one Redis
-    #[arg(long, env = "STREAMKEEP_NAMESPACE", default_value = "", value_parser = parse_namespace)]
-    pub namespace: String,
-
-    /// How long a call of Redis may take, waiting and reconnecting included, in milliseconds
-    #[arg(long, env = "STREAMKEEP_REDIS_TIMEOUT_MS", default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=60_000))]
-    pub redis_timeout_ms: u32,
-}
-
 /// Limits of requests.
 #[derive(Args, Debug)]
 pub struct LimitArgs {
@@ -334,43 +295,6 @@ impl AccessArgs {
             jwt_issuer: jwt_issuer.clone(),
             jwt_audience: jwt_audience.clone(),
         }))
-    }
-}
-
-impl Storage {
-    /// How the service's own Redis is run.
-    #[must_use]
-    pub fn server_config(&self) -> RedisServerConfig {
-        RedisServerConfig {
-            binary: self.redis_server.clone(),
-            append_fsync: self.appendfsync,
-            stream_node_max_bytes: self.stream_node_max_bytes,
-            ..RedisServerConfig::new(&self.data)
-        }
-    }
-
-    /// The address of `--redis-url`, if there is one.
-    ///
-    /// # Errors
-    /// Where it is no address.
-    pub fn address(&self) -> Result<Option<ConnectionInfo>, redis::RedisError> {
-        self.redis_url.as_deref().map(redis::IntoConnectionInfo::into_connection_info).transpose()
-    }
-
-    /// How the store at `address` is used.
-    #[must_use]
-    pub fn store_config(&self, address: ConnectionInfo) -> StoreConfig {
-        StoreConfig {
-            address,
-            namespace: self.namespace.clone(),
-            partitions: self.partitions,
-            writers: 2,
-            queued_max: 10_000,
-            timeout: Duration::from_millis(self.redis_timeout_ms.into()),
-            migrate: true,
-            durability: DurabilityConfig::default(),
-            library: Library::default(),
-        }
     }
 }
 
@@ -438,19 +362,9 @@ impl Serve {
     }
 }
 
-fn parse_partitions(text: &str) -> Result<Partitions, String> {
-    text.parse().ok().and_then(Partitions::new).ok_or_else(|| format!("a number from 1 to {}", Partitions::MAX))
-}
-
-/// What may stand in a key without moving it to another slot or hiding its parts.
 fn parse_collector(text: &str) -> Result<String, String> {
     let good = text.parse::<Uri>().is_ok_and(|uri| uri.scheme_str() == Some("http") && uri.host().is_some());
     if good { Ok(text.to_owned()) } else { Err("an address such as http://127.0.0.1:4318".to_owned()) }
-}
-
-fn parse_namespace(text: &str) -> Result<String, String> {
-    let good = text.len() <= 64 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-    if good { Ok(text.to_owned()) } else { Err("at most 64 characters of A-Z a-z 0-9 . _ -".to_owned()) }
 }
 
 /// A path of characters that need no escapes, without a slash at its end.

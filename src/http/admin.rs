@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     model::Durability,
-    store::{Check, CheckStatus},
+    store::{Check, CheckStatus, judge},
 };
 
 /// The routes of the probes.
@@ -46,6 +46,8 @@ pub struct Readiness {
     durability: Durability,
     /// Number of partitions.
     partitions: u16,
+    /// Those of them whose Redis does not answer: requests for them are answered 503, others are not touched.
+    unavailable: Vec<u16>,
     /// Each check by its name.
     checks: Vec<Check>,
 }
@@ -63,7 +65,8 @@ pub async fn livez() -> Response {
 /// Is the service ready?
 ///
 /// 503 while Redis does not answer, the functions cannot be loaded, or the service drains; the member `checks` of the
-/// problem then names each check, as does the body of a 200.
+/// problem then names each check, as does the body of a 200. In a cluster it is 200 as long as one primary answers, and
+/// `unavailable` names the partitions of those that do not.
 #[utoipa::path(get, path = "/readyz", operation_id = "readyz", tag = "operations", responses(
     (status = 200, description = "Ready", body = Readiness, headers(
         ("Cache-Control" = String, description = "`no-store`"), ("X-Request-Id" = String, description = "Id of this request"))),
@@ -71,10 +74,8 @@ pub async fn livez() -> Response {
     (status = 503, response = super::document::NotReady),
 ))]
 pub async fn readyz(State(app): State<App>) -> Response {
-    let mut checks = match app.store.check_health().await {
-        Ok(health) => health.checks(),
-        Err(_) => vec![Check::fail("redis", "does not answer")],
-    };
+    let seen = app.store.check_health().await;
+    let mut checks = judge(&seen);
     let draining = app.shutdown.is_cancelled();
     checks.push(if draining {
         Check::fail("drain", "the service drains")
@@ -86,5 +87,8 @@ pub async fn readyz(State(app): State<App>) -> Response {
         return Problem::new(Code::NotReady, "See checks.").with("checks", checks).into_response();
     }
     let (durability, partitions) = (app.store.standing().level(), app.store.partitions().count());
-    ([NO_STORE], Json(Readiness { status: "ready", durability, partitions, checks })).into_response()
+    let away = seen.iter().filter(|seen| seen.health.is_none()).flat_map(|seen| &seen.partitions);
+    let unavailable = away.map(|partition| partition.get()).collect();
+    let readiness = Readiness { status: "ready", durability, partitions, unavailable, checks };
+    ([NO_STORE], Json(readiness)).into_response()
 }

@@ -8,7 +8,9 @@ use tracing::warn;
 use crate::{
     model::{Condition, Durability, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
     store::{
-        StartError, Store, errors,
+        StartError, Store,
+        connections::Pauses,
+        errors,
         writers::{NoReply, Reply},
     },
 };
@@ -16,8 +18,6 @@ use crate::{
 /// How much older than the call an event may seem, by Redis' clock, and still be that of the call. More would make a
 /// busy stream's events of that time too many to look through.
 const CLOCK_SLACK: Duration = Duration::from_secs(10);
-/// Pause before a call that Redis did not take is repeated.
-const REPEAT_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the events of a request are in their stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,24 +62,29 @@ impl Store {
         events: &[NewEvent<'_>],
         asked: Option<Durability>,
     ) -> Result<Appended, Error> {
-        let plan = self.0.health.load().standing.plan(asked)?;
-        let writers = if plan.wait { &self.0.waiting_writers } else { &self.0.writers };
         let append = Append { partition, stream, condition: condition_text(condition), retry, events };
         let bytes = events.iter().map(|event| event.bytes() + 256).sum();
         let began = Instant::now();
         let deadline = began + self.0.timeout;
-        let mut lost = false;
+        let (mut lost, mut pauses) = (false, Pauses::until(deadline));
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
+            let primary = self.0.connections.primary(partition);
+            let plan = match primary.standing.load().plan(asked) {
+                Ok(plan) => plan,
+                // Nothing was written by this call; what became of the lost one is open.
+                Err(error) => return Err(if lost { Error::OutcomeUnknown } else { error }),
+            };
+            let writers = if plan.wait { &primary.waiting_writers } else { &primary.writers };
             let error = match writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
                 Ok(Reply { value: Value::ServerError(reply), .. }) => match errors::from_reply(&reply) {
-                    Error::FunctionMissing => match self.reload(deadline).await {
+                    Error::FunctionMissing => match self.reload(partition, deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
                     },
-                    Error::Unavailable(_) if Instant::now() + REPEAT_PAUSE < deadline => {
-                        tokio::time::sleep(REPEAT_PAUSE).await;
-                        continue;
+                    error @ Error::Unavailable(_) => {
+                        self.0.connections.failed(partition, &reply.into(), &primary);
+                        error
                     }
                     error => error,
                 },
@@ -89,7 +94,7 @@ impl Store {
                     if confirmed {
                         return Ok(appended);
                     }
-                    self.doubt_health();
+                    primary.server.look_again();
                     return Err(Error::DurabilityUnconfirmed { first_version, version });
                 }
                 Err(NoReply::Lost) => {
@@ -102,6 +107,10 @@ impl Store {
                 Err(NoReply::NotSent) => Error::Unavailable("cannot be reached".to_owned()),
                 Err(NoReply::QueueFull) => Error::Overloaded,
             };
+            // Nothing was done: another server may take it, or the same one a moment later.
+            if matches!(error, Error::Unavailable(_)) && pauses.pause().await {
+                continue;
+            }
             // Nothing was written by this call; what became of the lost one may still be open.
             return Err(if lost && !is_verdict(&error, condition) { Error::OutcomeUnknown } else { error });
         }
@@ -137,10 +146,11 @@ impl Store {
     }
 
     /// Loads the functions again: Redis came back empty, or somebody flushed them.
-    pub(super) async fn reload(&self, deadline: Instant) -> Result<(), Error> {
-        warn!("the functions are not loaded; loading them again");
+    pub(super) async fn reload(&self, partition: Partition, deadline: Instant) -> Result<(), Error> {
+        let primary = self.0.connections.primary(partition);
+        warn!(primary = primary.name(), "the functions are not loaded; loading them again");
         let load = async {
-            let mut redis = self.0.connections.exclusive().await?;
+            let mut redis = primary.exclusive().await?;
             Ok::<_, StartError>(self.0.library.load(&mut redis).await?)
         };
         match tokio::time::timeout_at(deadline.into(), load).await {

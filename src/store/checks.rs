@@ -6,7 +6,10 @@ use redis::aio::ConnectionLike;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{Connections, Health, Keys, Migrations, StartError, StoreConfig, health, log, migrations};
+use super::{
+    Connections, Health, Library, Migrations, Seen, StartError, StoreConfig, address::Set, health, log, migrations,
+    primary::Primary, set_checks,
+};
 
 /// Pings of which the latency is the median.
 const PINGS: usize = 21;
@@ -122,9 +125,13 @@ impl Health {
         }
     }
 
-    fn replicas(&self) -> Check {
+    /// In a set of servers one of them is to take over.
+    fn replicas(&self, is_set: bool) -> Check {
         let name = "replicas";
         match self.replicas.iter().filter(|online| !**online).count() {
+            0 if self.replicas.is_empty() && is_set => {
+                Check::warn(name, "none connected: nobody takes over when this primary dies; add one")
+            }
             0 if self.replicas.is_empty() => Check::ok(name, "none connected: Redis is the only copy"),
             0 => Check::ok(name, format!("{} connected", self.replicas.len())),
             away => Check::warn(
@@ -135,19 +142,97 @@ impl Health {
     }
 }
 
+/// What is to be said of all primaries. A check fails only where it does of each: while others answer, only some
+/// partitions are away.
+#[must_use]
+pub fn judge(seen: &[Seen]) -> Vec<Check> {
+    let of_each = seen.iter().map(|seen| match &seen.health {
+        Some(health) => health.checks(),
+        None => vec![Check::fail("redis", seen.away())],
+    });
+    merge(seen, of_each.collect())
+}
+
+impl Seen {
+    fn away(&self) -> String {
+        let partitions: Vec<String> = self.partitions.iter().map(|partition| partition.get().to_string()).collect();
+        format!("does not answer; not available: partitions {}", partitions.join(", "))
+    }
+}
+
+/// One check of each name: of all primaries where it is well, else of each where it is not.
+fn merge(seen: &[Seen], checks: Vec<Vec<Check>>) -> Vec<Check> {
+    if seen.len() == 1 {
+        return checks.into_iter().flatten().collect();
+    }
+    let mut names: Vec<&'static str> = Vec::new();
+    for name in checks.iter().flatten().map(|check| check.name) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let mut merged = Vec::with_capacity(names.len());
+    for name in names {
+        let of_name = seen.iter().zip(&checks);
+        let of_name =
+            of_name.filter_map(|(seen, checks)| Some((seen, checks.iter().find(|check| check.name == name)?)));
+        let (well, ill): (Vec<_>, Vec<_>) = of_name.partition(|(_, check)| check.status == CheckStatus::Ok);
+        let all_fail = ill.iter().filter(|(_, check)| check.status == CheckStatus::Fail).count() == seen.len();
+        if let Some((_, check)) = well.first().filter(|_| ill.is_empty()) {
+            merged.push(Check::ok(name, format!("{} primaries, the first: {}", well.len(), check.detail)));
+        }
+        for (seen, check) in ill {
+            let status = if all_fail { check.status } else { CheckStatus::Warn };
+            merged.push(Check { name, status, detail: format!("{}: {}", seen.primary, check.detail) });
+        }
+    }
+    merged
+}
+
 /// Looks at a deployment from all sides. Changes nothing.
 pub async fn examine(config: StoreConfig) -> Vec<Check> {
-    let StoreConfig { address, namespace, partitions, timeout, library, durability, .. } = config;
-    let looked = async {
-        let connections = Connections::new(address, timeout)?;
-        health::check_version(&connections).await?;
-        let health = Health::look(&connections, &library, durability).await?;
-        Ok::<_, StartError>((connections, health))
-    };
-    let (connections, health) = match looked.await {
-        Ok(found) => found,
+    let connections = match Connections::open(&config).await {
+        Ok(connections) => connections,
         Err(error) => return vec![Check::fail("redis", unreachable_advice(&error))],
     };
+    let (keys, partitions, library) = (config.keys(), config.partitions, &config.library);
+    let is_set = !matches!(config.address.set, Set::Single(_));
+    let (mut seen, mut checks) = (Vec::new(), Vec::new());
+    for (primary, partitions) in connections.primaries() {
+        let (health, of_it) = match examine_primary(&primary, library, is_set).await {
+            Ok((health, checks)) => (Some(health), checks),
+            Err(error) => (None, vec![Check::fail("redis", unreachable_advice(&error))]),
+        };
+        seen.push(Seen { primary: primary.name(), partitions, health });
+        checks.push(of_it);
+    }
+    let mut checks = merge(&seen, checks);
+    if seen.iter().all(|seen| seen.health.is_none()) {
+        return checks;
+    }
+    checks.extend(set_checks::examine(&config, &connections).await);
+    let layout = async {
+        Migrations::default().check(&connections, &keys).await?;
+        migrations::check_partitions(&connections, &keys, partitions).await?;
+        log::check_log(&connections, &keys).await
+    };
+    checks.push(match layout.await {
+        Ok(()) => Check::ok("layout", format!("up to date, {} partition(s)", partitions.count())),
+        Err(error @ StartError::MigrationsDue(_)) => {
+            Check::warn("layout", format!("{error}; the service does it when it starts"))
+        }
+        Err(error) => Check::fail("layout", error.to_string()),
+    });
+    checks
+}
+
+async fn examine_primary(
+    primary: &Primary,
+    library: &Library,
+    is_set: bool,
+) -> Result<(Health, Vec<Check>), StartError> {
+    health::check_version(primary).await?;
+    let health = Health::look(primary, library).await?;
     let mut checks = health.checks();
     for check in &mut checks {
         match (check.name, check.status) {
@@ -162,36 +247,18 @@ pub async fn examine(config: StoreConfig) -> Vec<Check> {
             _ => {}
         }
     }
-    checks.extend([health.memory(), health.replicas()]);
-    let keys = Keys::new(&namespace, partitions);
-    let layout = async {
-        Migrations::default().check(&connections, &keys).await?;
-        migrations::check_partitions(&connections, &keys, partitions).await?;
-        log::check_log(&connections, &keys, partitions).await
-    };
-    checks.push(match layout.await {
-        Ok(()) => Check::ok("layout", format!("up to date, {} partition(s)", partitions.count())),
-        Err(error @ StartError::MigrationsDue(_)) => {
-            Check::warn("layout", format!("{error}; the service does it when it starts"))
-        }
-        Err(error) => Check::fail("layout", error.to_string()),
-    });
-    match connections.exclusive().await {
-        Ok(mut redis) => {
-            let others = library.others(&mut redis).await.unwrap_or_default();
-            checks.push(other_libraries(&others));
-            checks.push(node_bytes(health::config(&mut redis, "stream-node-max-bytes").await.as_deref()));
-            checks.push(latency(&mut redis).await);
-            checks.push(clock(&mut redis).await);
-        }
-        Err(error) => checks.push(Check::fail("redis", error.to_string())),
-    }
-    checks
+    let mut redis = primary.exclusive().await?;
+    let others = library.others(&mut redis).await.unwrap_or_default();
+    checks.extend([health.memory(), health.replicas(is_set), other_libraries(&others)]);
+    checks.push(node_bytes(health::config(&mut redis, "stream-node-max-bytes").await.as_deref()));
+    checks.push(latency(&mut redis).await);
+    checks.push(clock(&mut redis).await);
+    Ok((health, checks))
 }
 
 fn unreachable_advice(error: &StartError) -> String {
     match error {
-        StartError::TooOld(_) => error.to_string(),
+        StartError::TooOld(_) | StartError::OfCluster(_) => error.to_string(),
         _ => format!("{error}; look at --redis-url, and whether Redis runs there"),
     }
 }

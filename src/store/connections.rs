@@ -1,130 +1,203 @@
-//! The connections to Redis: shared ones for reads, exclusive ones from a pool, and new ones for the writers.
+//! Which primary has which partition, and what is asked of it. A table says so; it is made anew when a call was not
+//! answered or refused, and now and then. With one Redis, which nothing takes the place of, it never changes.
 
 use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
-use deadpool_redis::{Manager, Pool, PoolError, Runtime};
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, Pipeline, RedisError, Value,
-    aio::{ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection},
-};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _},
-    net::{TcpStream, UnixStream},
-};
-use tracing::Instrument as _;
+use arc_swap::ArcSwap;
+use redis::{ConnectionAddr, Pipeline, RedisError, Value, aio::MultiplexedConnection};
+use tokio::{sync::Notify, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{Instrument as _, info, warn};
 
 use crate::{
-    model::Error,
+    model::{Error, Partition},
     store::{
-        errors::{self, StartError},
+        Load, StoreConfig,
+        address::{RedisAddress, Set},
+        errors::{self, Refusal, StartError},
         metrics::{StoreMetrics, operation},
+        primary::{Change, Primary, Usage},
+        topology::{self, View},
     },
     telemetry::traces,
 };
 
-/// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
-const SHARED: usize = 2;
-/// Exclusive connections: migrations, loading and checks, none of them on the way of a request.
-const EXCLUSIVE: usize = 4;
-/// Pause before a read is repeated.
+/// Pauses before a call is repeated; each is the double of the one before, and half of it is chance.
 const REPEAT_PAUSE: Duration = Duration::from_millis(20);
-/// How long Redis may take to say why it refuses a connection, and how much it may say.
-const REFUSAL_WAIT: Duration = Duration::from_secs(1);
-const REFUSAL_BYTES_MAX: u64 = 4096;
+const REPEAT_PAUSE_MAX: Duration = Duration::from_millis(250);
+/// How often it is asked who is primary, though every call is answered.
+const LOOK: Duration = Duration::from_secs(10);
+/// The least and the longest pause between two such looks while calls are not answered.
+const LOOK_PAUSE: Duration = Duration::from_millis(25);
+const LOOK_PAUSE_MAX: Duration = Duration::from_millis(500);
 
-/// Opens and keeps the connections to one Redis. Cheap to clone.
+/// The primaries of a store, and the way to each. Cheap to clone.
 #[derive(Clone)]
 pub struct Connections(Arc<Inner>);
 
 struct Inner {
-    client: Client,
-    shared: Vec<ConnectionManager>,
-    next: AtomicUsize,
-    pool: Pool,
-    timeout: Duration,
-    metrics: StoreMetrics,
+    address: RedisAddress,
+    table: ArcSwap<Table>,
+    /// Held by whoever changes the table.
+    changing: Mutex<()>,
+    /// Of each partition, in their order.
+    slots: Vec<(Partition, u16)>,
+    usage: Usage,
+    watch: OnceLock<AbortOnDropHandle<()>>,
+}
+
+/// Which primary has what.
+struct Table {
+    primaries: Vec<Arc<Primary>>,
+    /// Of each partition, its place among them.
+    partitions: Vec<usize>,
+    view: View,
+}
+
+/// The pauses of one call that is repeated.
+pub(super) struct Pauses {
+    next: Duration,
+    deadline: Instant,
+}
+
+impl Pauses {
+    pub(super) fn until(deadline: Instant) -> Self {
+        Self { next: REPEAT_PAUSE, deadline }
+    }
+
+    /// Waits before the next attempt. `false` where there is no time for one.
+    pub(super) async fn pause(&mut self) -> bool {
+        let pause = self.next.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.next = (self.next * 2).min(REPEAT_PAUSE_MAX);
+        let time = Instant::now() + pause < self.deadline;
+        if time {
+            tokio::time::sleep(pause).await;
+        }
+        time
+    }
 }
 
 impl Connections {
-    /// Connections that give up on connecting and on a reply after `timeout`. Connects when first used.
+    /// Looks up who is primary. Does not connect to one Redis by itself: that is done when it is first used.
     ///
     /// # Errors
-    /// Where the address does not make sense.
-    pub fn new(address: ConnectionInfo, timeout: Duration) -> Result<Self, StartError> {
-        let client = Client::open(address.clone())?;
-        let manager = Manager::new_with_config(address, connection_config(timeout))?;
-        let pool = Pool::builder(manager)
-            .max_size(EXCLUSIVE)
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(timeout))
-            .create_timeout(Some(timeout))
-            .recycle_timeout(Some(timeout))
-            .build()
-            .map_err(|error| RedisError::from((redis::ErrorKind::Client, "pool", error.to_string())))?;
-        let manager_config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(timeout))
-            .set_response_timeout(Some(timeout))
-            .set_number_of_retries(2)
-            .set_min_delay(Duration::from_millis(20))
-            .set_max_delay(Duration::from_millis(500));
-        let shared = (0..SHARED)
-            .map(|_| ConnectionManager::new_lazy_with_config(client.clone(), manager_config.clone()))
-            .collect::<redis::RedisResult<_>>()?;
-        let metrics = StoreMetrics::default();
-        Ok(Self(Arc::new(Inner { client, shared, next: AtomicUsize::new(0), pool, timeout, metrics })))
+    /// Where the address does not make sense, or nobody says who is primary.
+    pub async fn open(config: &StoreConfig) -> Result<Self, StartError> {
+        let StoreConfig { address, partitions, timeout, writers, queued_max, durability, .. } = config;
+        let keys = config.keys();
+        let (metrics, doubted, unseen) = (StoreMetrics::default(), Arc::new(Notify::new()), Arc::default());
+        let (timeout, writers, queued_max, durability) = (*timeout, *writers, *queued_max, *durability);
+        let usage = Usage { timeout, writers, queued_max, durability, metrics, doubted, unseen };
+        let slots = partitions.all().map(|partition| (partition, topology::slot(&keys.log(partition)))).collect();
+        let view = topology::look(address, &[], timeout).await?;
+        let empty = Table { primaries: Vec::new(), partitions: Vec::new(), view: View::default() };
+        let inner = Inner {
+            address: address.clone(),
+            table: ArcSwap::from_pointee(empty),
+            changing: Mutex::default(),
+            slots,
+            usage,
+            watch: OnceLock::new(),
+        };
+        inner.take(view)?;
+        let inner = Arc::new(inner);
+        if !matches!(address.set, Set::Single(_)) {
+            let listeners = topology::listen(address, &inner.usage.doubted);
+            let watch = watch(Arc::downgrade(&inner), Arc::clone(&inner.usage.doubted), listeners);
+            let watch = tokio::spawn(watch);
+            let _ = inner.watch.set(AbortOnDropHandle::new(watch));
+        }
+        Ok(Self(inner))
     }
 
-    /// A connection of one's own, given back when dropped. Costs a round trip (deadpool asks whether it still lives).
+    /// The primary that has a partition now.
+    pub(super) fn primary(&self, partition: Partition) -> Arc<Primary> {
+        let table = self.0.table.load();
+        Arc::clone(&table.primaries[table.partitions[usize::from(partition.get())]])
+    }
+
+    /// Whether the primary of a partition did not answer when it was last asked, while there are others: whoever looks at
+    /// several partitions is not to spend the time of a call on this one. Some other call will find it back.
+    pub(super) fn is_away(&self, partition: Partition) -> bool {
+        let table = self.0.table.load();
+        table.primaries.len() > 1 && table.primaries[table.partitions[usize::from(partition.get())]].is_away()
+    }
+
+    /// All of them, each with its partitions.
+    pub(super) fn primaries(&self) -> Vec<(Arc<Primary>, Vec<Partition>)> {
+        let table = self.0.table.load();
+        let has = |place: usize| {
+            let of = self.0.slots.iter().zip(&table.partitions).filter(move |(_, at)| **at == place);
+            of.map(|((partition, _), _)| *partition).collect()
+        };
+        table.primaries.iter().enumerate().map(|(place, primary)| (Arc::clone(primary), has(place))).collect()
+    }
+
+    /// A connection of one's own to the primary of a partition, given back when dropped. Costs a round trip (deadpool asks
+    /// whether it still lives).
     ///
     /// # Errors
     /// Redis cannot be reached, or refuses, or all are in use for longer than the timeout.
-    pub async fn exclusive(&self) -> Result<deadpool_redis::Connection, PoolError> {
-        match self.0.pool.get().await {
-            Err(PoolError::Backend(error)) => {
-                let said = if error.is_connection_dropped() { refusal(&self.0.client).await } else { None };
-                Err(PoolError::Backend(said.unwrap_or(error)))
-            }
-            got => got,
-        }
+    pub(super) async fn exclusive(
+        &self,
+        partition: Partition,
+    ) -> Result<deadpool_redis::Connection, deadpool_redis::PoolError> {
+        self.primary(partition).exclusive().await
     }
 
     /// What is counted of round trips.
     #[must_use]
     pub fn metrics(&self) -> &StoreMetrics {
-        &self.0.metrics
+        &self.0.usage.metrics
     }
 
-    /// How many exclusive connections are in use, and idle, and how many callers wait for one.
-    pub(super) fn pool(&self) -> (usize, usize, usize) {
-        let status = self.0.pool.status();
-        (status.size.saturating_sub(status.available), status.available, status.waiting)
+    /// Told when primaries are to be looked at before their time.
+    pub(super) fn unseen(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.usage.unseen)
     }
 
-    /// A new connection for a task that keeps it.
-    pub(super) async fn open(&self) -> redis::RedisResult<MultiplexedConnection> {
-        self.0.client.get_multiplexed_async_connection_with_config(&connection_config(self.0.timeout)).await
+    /// How much waits and is in use right now, with all primaries.
+    pub(super) fn load(&self) -> Load {
+        let mut load = Load::default();
+        for primary in &self.0.table.load().primaries {
+            let pool = primary.pool.status();
+            load.queued += primary.queued();
+            load.pool_in_use += pool.size.saturating_sub(pool.available);
+            load.pool_idle += pool.available;
+            load.pool_waiting += pool.waiting;
+        }
+        load
     }
 
-    /// A new connection for blocking commands, each of which may take as long as `patience`.
-    pub(super) async fn open_blocking(&self, patience: Duration) -> redis::RedisResult<MultiplexedConnection> {
-        let config = connection_config(self.0.timeout).set_response_timeout(Some(patience));
-        self.0.client.get_multiplexed_async_connection_with_config(&config).await
+    /// A new connection for blocking commands, each of which may take as long as `patience`; and to whom it is.
+    pub(super) async fn open_blocking(
+        &self,
+        partition: Partition,
+        patience: Duration,
+    ) -> redis::RedisResult<(MultiplexedConnection, Arc<Primary>)> {
+        let primary = self.primary(partition);
+        Ok((primary.server.open_for(patience).await?, primary))
+    }
+
+    /// Takes note of a call about a partition that failed: another server may have it now.
+    pub(super) fn failed(&self, partition: Partition, error: &RedisError, by: &Primary) {
+        match (error.code(), error.detail()) {
+            (Some("MOVED"), Some(to)) => self.moved(partition, to, &by.addr),
+            _ => self.0.usage.doubted.notify_one(),
+        }
     }
 
     /// Sends commands that only read over a shared connection, in one round trip, and gives one reply for each. While
-    /// Redis is away or starting they are repeated, which is harmless for reads, for as long as there is time.
+    /// Redis is away, starting, or another server takes over, they are repeated, which is harmless for reads, for as long
+    /// as there is time.
     ///
     /// # Errors
     /// The first error reply, or that Redis does not answer within the timeout.
-    pub(super) async fn read(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
-        let replies = self.ask(commands).await?;
+    pub(super) async fn read(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        let replies = self.ask(partition, commands).await?;
         match replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None }) {
             Some(error) => Err(errors::from_reply(error)),
             None => Ok(replies),
@@ -135,31 +208,78 @@ impl Connections {
     ///
     /// # Errors
     /// Redis does not answer within the timeout.
-    pub(super) async fn ask(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+    pub(super) async fn ask(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
         let span = traces::round_trip(operation_of(commands), commands.len());
-        self.exchange(commands).instrument(span).await
+        self.exchange(partition, commands).instrument(span).await
     }
 
     /// As `ask`, for a task of its own, of which no request's trace tells.
-    pub(super) async fn exchange(&self, commands: &Pipeline) -> Result<Vec<Value>, Error> {
-        let Inner { shared, next, timeout, metrics, .. } = &*self.0;
+    pub(super) async fn exchange(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        self.repeat(commands, || self.primary(partition), |to, by| self.moved(partition, to, by)).await
+    }
+
+    /// The same, of one server, whatever partitions it has.
+    ///
+    /// # Errors
+    /// Redis does not answer within the timeout.
+    pub(super) async fn ask_at(&self, primary: &Arc<Primary>, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+        let span = traces::round_trip(operation_of(commands), commands.len());
+        self.repeat(commands, || Arc::clone(primary), |_, _| {}).instrument(span).await
+    }
+
+    async fn repeat(
+        &self,
+        commands: &Pipeline,
+        whom: impl Fn() -> Arc<Primary>,
+        moved: impl Fn(&str, &ConnectionAddr),
+    ) -> Result<Vec<Value>, Error> {
         let began = Instant::now();
-        let mut connection = shared[next.fetch_add(1, Ordering::Relaxed) % shared.len()].clone();
+        let deadline = began + self.0.usage.timeout;
         let calls = async {
+            let mut pauses = Pauses::until(deadline);
             loop {
-                match connection.req_packed_commands(commands, 0, commands.len()).await {
-                    Err(error) if error.code().is_none() => tokio::time::sleep(REPEAT_PAUSE).await,
-                    Ok(replies) if replies.iter().any(is_loading) => tokio::time::sleep(REPEAT_PAUSE).await,
-                    answered => return answered,
+                let primary = whom();
+                let mut silent = false;
+                let why = match primary.send(commands, deadline).await {
+                    Ok(replies) => match replies.iter().find_map(errors::refusal) {
+                        None => return Ok(replies),
+                        Some(Refusal::Moved(to)) => {
+                            moved(to, &primary.addr);
+                            "it is with another server".to_owned()
+                        }
+                        Some(refusal) => {
+                            primary.server.doubt();
+                            format!("{refusal:?}")
+                        }
+                    },
+                    Err(error) if error.code().is_none() => {
+                        silent = true;
+                        primary.server.doubt();
+                        error.to_string()
+                    }
+                    Err(error) => return Err(errors::from_call(&error)),
+                };
+                if !pauses.pause().await {
+                    if silent {
+                        primary.set_away(true);
+                    }
+                    return Err(Error::Unavailable(why));
                 }
             }
         };
-        let replies = tokio::time::timeout(*timeout, calls).await;
-        metrics.round_trip(operation_of(commands), began.elapsed(), matches!(replies, Ok(Ok(_))));
-        match replies {
-            Ok(replies) => replies.map_err(|error| errors::from_call(&error)),
-            Err(_) => Err(Error::Unavailable("no answer in time".to_owned())),
+        let replies = calls.await;
+        self.metrics().round_trip(operation_of(commands), began.elapsed(), replies.is_ok());
+        replies
+    }
+
+    /// A server said that another one has the partition: at once for this one, by a look for the others.
+    pub(super) fn moved(&self, partition: Partition, to: &str, by: &ConnectionAddr) {
+        let (_, slot) = self.0.slots[usize::from(partition.get())];
+        match topology::moved_to(&self.0.address, to, by) {
+            Some(addr) => self.0.moved(slot, addr),
+            None => warn!(to, "Redis points to nowhere"),
         }
+        self.0.usage.doubted.notify_one();
     }
 }
 
@@ -167,34 +287,98 @@ fn operation_of(commands: &Pipeline) -> &'static str {
     commands.cmd_iter().next().map_or("other", operation)
 }
 
-fn is_loading(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if error.code() == "LOADING")
-}
-
-/// What Redis says to whoever connects and asks nothing. In protected mode, or with `maxclients` connections, it tells why it
-/// refuses and closes; whoever asks at once, as redis-rs does, only finds that the connection broke.
-async fn refusal(client: &Client) -> Option<RedisError> {
-    let said = async {
-        match client.get_connection_info().addr() {
-            ConnectionAddr::Tcp(host, port) => first_words(TcpStream::connect((host.as_str(), *port)).await?).await,
-            ConnectionAddr::Unix(path) => first_words(UnixStream::connect(path).await?).await,
-            _ => Ok(Vec::new()),
+impl Inner {
+    fn moved(&self, slot: u16, addr: ConnectionAddr) {
+        let view = self.table.load().view.moved(slot, addr);
+        if let Err(error) = self.take(view) {
+            warn!(%error, "cannot use the server that has a partition now");
         }
-    };
-    let said = tokio::time::timeout(REFUSAL_WAIT, said).await.ok()?.ok()?;
-    match redis::parse_redis_value(&said) {
-        Ok(Value::ServerError(error)) => Some(error.into()),
-        _ => None,
+    }
+
+    /// Makes the table anew. Servers that were primaries before stay as they are, with their connections; those that are
+    /// none any more are retired. `true` if it is another one now.
+    fn take(&self, view: View) -> Result<bool, StartError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.table.load_full();
+        if before.view == view {
+            return Ok(false);
+        }
+        let mut primaries = Vec::with_capacity(view.primaries.len());
+        for (addr, _) in &view.primaries {
+            primaries.push(match before.primaries.iter().find(|primary| primary.addr == *addr) {
+                Some(known) => Arc::clone(known),
+                None => {
+                    self.usage.metrics.primary(&addr.to_string());
+                    self.usage.unseen.notify_one();
+                    let had_replicas = before.primaries.iter().any(|known| known.standing.load().had_replicas());
+                    Primary::new(self.address.server(addr), &self.usage, self.change(), had_replicas)?
+                }
+            });
+        }
+        let partitions: Vec<usize> = self.slots.iter().map(|(_, slot)| view.place_of(*slot)).collect();
+        let table = Arc::new(Table { primaries, partitions, view });
+        self.table.store(Arc::clone(&table));
+        self.tell(&before, &table);
+        for gone in before.primaries.iter().filter(|known| !table.view.has(&known.addr)) {
+            gone.retire();
+        }
+        Ok(true)
+    }
+
+    /// Says, where it was not the beginning, which primaries are new, and counts those that took over from one that is
+    /// none any more. A slot that was moved between two that stay is no failover.
+    fn tell(&self, before: &Table, now: &Table) {
+        if before.primaries.is_empty() {
+            return;
+        }
+        for (place, primary) in now.primaries.iter().enumerate().filter(|(_, new)| !before.view.has(&new.addr)) {
+            let name = primary.name();
+            let mut from = None;
+            for (partition, _) in now.partitions.iter().enumerate().filter(|(_, at)| **at == place) {
+                let old = &before.primaries[before.partitions[partition]];
+                from = from.or(Some(old).filter(|old| !now.view.has(&old.addr)));
+            }
+            match from {
+                Some(old) => {
+                    self.usage.metrics.failover(&name);
+                    warn!(primary = name, instead_of = old.name(), "another server is primary now: a failover");
+                }
+                None => info!(primary = name, "another server has slots now"),
+            }
+        }
+    }
+
+    fn change(&self) -> Change {
+        match self.address.set {
+            Set::Single(_) => Change::Never,
+            Set::Sentinel { .. } => Change::May { retired: CancellationToken::new(), silent: true },
+            // A replica of a cluster answers MOVED.
+            Set::Cluster(_) => Change::May { retired: CancellationToken::new(), silent: false },
+        }
+    }
+
+    fn known(&self) -> Vec<ConnectionAddr> {
+        let table = self.table.load();
+        table.view.primaries.iter().map(|(addr, _)| addr).chain(&table.view.others).cloned().collect()
     }
 }
 
-async fn first_words(connection: impl AsyncRead + Unpin) -> io::Result<Vec<u8>> {
-    let mut said = Vec::new();
-    connection.take(REFUSAL_BYTES_MAX).read_to_end(&mut said).await?;
-    Ok(said)
-}
-
-/// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.
-fn connection_config(timeout: Duration) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout))
+/// Asks who is primary now and then, and at once when a call had no answer or somebody told of a failover.
+async fn watch(inner: Weak<Inner>, doubted: Arc<Notify>, _listeners: JoinSet<()>) {
+    let mut pause = LOOK_PAUSE;
+    loop {
+        let asked = tokio::time::timeout(LOOK, doubted.notified()).await.is_ok();
+        let Some(inner) = inner.upgrade() else { return };
+        let looked = topology::look(&inner.address, &inner.known(), inner.usage.timeout).await;
+        let changed = looked.and_then(|view| inner.take(view)).unwrap_or_else(|error| {
+            if pause == LOOK_PAUSE_MAX {
+                warn!(%error, "cannot find out who is primary");
+            }
+            false
+        });
+        drop(inner);
+        // Until another one is primary calls go on failing: no need to ask each time.
+        pause = if asked && !changed { (2 * pause).min(LOOK_PAUSE_MAX) } else { LOOK_PAUSE };
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+    }
 }

@@ -1,6 +1,6 @@
 //! Which durability the deployment gives, what is demanded of it, and what an append therefore needs.
 
-use super::{Health, StartError, Store};
+use super::{Seen, StartError, Store};
 use crate::model::{Durability, Error};
 
 /// What the operator demands of every append, and says of the deployment.
@@ -35,6 +35,8 @@ pub struct Standing {
     online: usize,
     /// Whether there were as many as needed at some time since this service started.
     had_replicas: bool,
+    /// Somebody has looked.
+    seen: bool,
 }
 
 /// What an append needs, and what it has reached then.
@@ -51,7 +53,22 @@ impl Standing {
     pub(super) fn new(config: DurabilityConfig, fsync: Option<bool>, online: usize) -> Self {
         let fsync = fsync.unwrap_or(config.assert_fsync);
         let had_replicas = online >= config.replicas.into();
-        Self { config, fsync, replicas_fsync: fsync && config.assert_fsync, online, had_replicas }
+        Self { config, fsync, replicas_fsync: fsync && config.assert_fsync, online, had_replicas, seen: true }
+    }
+
+    /// Of a primary that nobody has looked at yet. `had_replicas`: whether there were as many as needed before it.
+    pub(super) fn unseen(config: DurabilityConfig, had_replicas: bool) -> Self {
+        Self { had_replicas, seen: false, ..Self::new(config, Some(false), 0) }
+    }
+
+    /// Whether there were as many replicas as needed at some time.
+    pub(super) fn had_replicas(&self) -> bool {
+        self.had_replicas
+    }
+
+    /// Whether somebody has looked.
+    pub(super) fn was_seen(&self) -> bool {
+        self.seen
     }
 
     /// Remembers what was so before.
@@ -145,24 +162,23 @@ impl Standing {
 }
 
 impl Store {
-    /// What the deployment gives, as last seen.
+    /// What the deployment gives, as last seen: of its primaries that which gives the least.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        self.0.health.load().standing
-    }
-
-    /// Looks at Redis soon: replicas were expected that did not confirm.
-    pub(super) fn doubt_health(&self) {
-        self.0.doubt.notify_one();
+        let primaries = self.0.connections.primaries();
+        let standings = primaries.iter().map(|(primary, _)| **primary.standing.load());
+        let least = standings.min_by_key(|standing| (standing.level(), standing.is_synced(), standing.online()));
+        least.expect("there is a primary")
     }
 }
 
-/// That the floor can be reached.
+/// That the floor can be reached with each primary that answers.
 ///
 /// # Errors
 /// [`StartError::Durability`]
-pub(super) fn check_floor(health: &Health) -> Result<(), StartError> {
-    health.standing.shortfall().map_or(Ok(()), |why| Err(StartError::Durability(why)))
+pub(super) fn check_floor(seen: &[Seen]) -> Result<(), StartError> {
+    let mut healths = seen.iter().filter_map(|seen| seen.health.as_ref());
+    healths.find_map(|health| health.standing.shortfall()).map_or(Ok(()), |why| Err(StartError::Durability(why)))
 }
 
 #[cfg(test)]

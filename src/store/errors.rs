@@ -1,6 +1,6 @@
 //! From Redis' errors to the field's words.
 
-use redis::{RedisError, ServerError};
+use redis::{RedisError, ServerError, Value};
 
 use crate::model::{Error, Version};
 
@@ -13,6 +13,20 @@ pub enum StartError {
     /// No connection of the pool came free.
     #[error("Redis: {0}")]
     Pool(#[from] deadpool_redis::PoolError),
+    /// Neither sentinels nor servers of a cluster say who takes writes.
+    #[error("{of}: nobody says who is primary ({said})")]
+    NoPrimary {
+        /// Who was asked.
+        of: String,
+        /// What the last one said.
+        said: String,
+    },
+    /// Sentinels name a server that takes no writes.
+    #[error("the sentinels name {0}, which is no primary")]
+    NotPrimary(String),
+    /// A server of a cluster, which has a share of the keys only.
+    #[error("{0} is one server of a cluster: use redis+cluster://{0}")]
+    OfCluster(String),
     /// Too old for Redis Functions and what stands on them.
     #[error("Redis or Valkey 7.0 or newer is needed, this one says {0}")]
     TooOld(String),
@@ -53,6 +67,17 @@ pub enum StartError {
     MigrationsLocked,
 }
 
+impl StartError {
+    /// Whether it is that Redis does not answer.
+    pub(super) fn is_away(&self) -> bool {
+        match self {
+            Self::Redis(error) | Self::Pool(deadpool_redis::PoolError::Backend(error)) => error.code().is_none(),
+            Self::Pool(_) => true,
+            _ => false,
+        }
+    }
+}
+
 /// What an error reply means. `Error::Unavailable` and its kin say that nothing was written.
 pub(super) fn meaning(code: &str, details: &str) -> Error {
     let index = || details.trim().parse().unwrap_or_default();
@@ -67,7 +92,7 @@ pub(super) fn meaning(code: &str, details: &str) -> Error {
         "OOM" => Error::StorageFull,
         "BUSY" => Error::StorageBusy,
         "MISCONF" | "NOREPLICAS" => Error::StorageUnavailable(code.to_owned()),
-        "LOADING" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "NOAUTH" | "NOPERM" => {
+        "LOADING" | "READONLY" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "MOVED" | "ASK" | "NOAUTH" | "NOPERM" => {
             Error::Unavailable(code.to_owned())
         }
         _ if details.contains("Function not found") => Error::FunctionMissing,
@@ -85,5 +110,30 @@ pub(super) fn from_call(error: &RedisError) -> Error {
     match error.code() {
         Some(code) => meaning(code, error.detail().unwrap_or_default()),
         None => Error::Unavailable(error.to_string()),
+    }
+}
+
+/// Why a server did not carry out what another, or the same one a moment later, will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Refusal<'a> {
+    /// Another primary has the slot: which, in Redis' words.
+    Moved(&'a str),
+    /// It takes no writes: it has become a replica.
+    Demoted,
+    /// Not now: it is loading, a slot is on its way to another server, or nobody has it.
+    ///
+    /// ASK is among these, and not followed: while a slot is on its way, no call with several keys is carried out by
+    /// either server where one of the keys is not there (TRYAGAIN), and an append has such keys nearly always.
+    NotNow,
+}
+
+/// Whether a reply is a refusal that passes. Nothing was done then.
+pub(super) fn refusal(reply: &Value) -> Option<Refusal<'_>> {
+    let Value::ServerError(error) = reply else { return None };
+    match error.code() {
+        "MOVED" => Some(Refusal::Moved(error.details().unwrap_or_default())),
+        "READONLY" | "MASTERDOWN" => Some(Refusal::Demoted),
+        "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "ASK" => Some(Refusal::NotNow),
+        _ => None,
     }
 }

@@ -126,6 +126,10 @@ impl LogFollower {
                 break;
             }
             let index = (first + step) % self.lanes.len();
+            if self.store.0.connections.is_away(self.lanes[index].partition) {
+                batch.caught_up = false;
+                continue;
+            }
             let room = (most - batch.events.len(), BYTES.saturating_sub(bytes));
             match self.look_at(index, room, &mut batch).await {
                 Ok(taken) => bytes += taken,

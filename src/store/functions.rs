@@ -1,6 +1,6 @@
 //! The Redis Functions library: joined from `migrations-lua/functions/`, versioned by its own text.
 
-use std::fmt::Write as _;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use redis::aio::ConnectionLike;
 use sha2::{Digest, Sha256};
@@ -104,12 +104,26 @@ impl Library {
     /// # Errors
     /// What Redis answers.
     pub async fn prune(&self, connections: &Connections) -> Result<Vec<String>, StartError> {
-        let mut redis = connections.exclusive().await?;
-        let old = self.others(&mut redis).await?;
-        for name in &old {
-            redis::cmd("FUNCTION").arg("DELETE").arg(name).query_async::<()>(&mut redis).await?;
+        let mut removed = BTreeSet::new();
+        for (primary, _) in connections.primaries() {
+            let mut redis = primary.exclusive().await?;
+            for name in self.others(&mut redis).await? {
+                redis::cmd("FUNCTION").arg("DELETE").arg(&name).query_async::<()>(&mut redis).await?;
+                removed.insert(name);
+            }
         }
-        Ok(old)
+        Ok(removed.into_iter().collect())
+    }
+
+    /// Loads the library on each primary, unless it is there.
+    ///
+    /// # Errors
+    /// What Redis answers.
+    pub async fn load_everywhere(&self, connections: &Connections) -> Result<(), StartError> {
+        for (primary, _) in connections.primaries() {
+            self.load(&mut primary.exclusive().await?).await?;
+        }
+        Ok(())
     }
 }
 

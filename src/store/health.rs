@@ -2,12 +2,12 @@
 
 use redis::{InfoDict, aio::ConnectionLike};
 
-use crate::store::{Connections, DurabilityConfig, Library, Standing, StartError};
+use crate::store::{Library, Standing, StartError, primary::Primary};
 
 /// A replica that has sent no acknowledgement for longer, in seconds, is not counted on; each sends one a second.
 const LAG_MAX: u64 = 5;
 
-/// What a look at Redis showed.
+/// What a look at a primary showed.
 #[derive(Clone, Debug)]
 pub struct Health {
     /// Version of Redis, or of the Redis that Valkey is compatible with.
@@ -38,12 +38,8 @@ pub struct Health {
 }
 
 impl Health {
-    pub(super) async fn look(
-        connections: &Connections,
-        library: &Library,
-        durability: DurabilityConfig,
-    ) -> Result<Self, StartError> {
-        let mut redis = connections.exclusive().await?;
+    pub(super) async fn look(primary: &Primary, library: &Library) -> Result<Self, StartError> {
+        let mut redis = primary.exclusive().await?;
         let info: InfoDict = redis::cmd("INFO").query_async(&mut redis).await?;
         let text = |name: &str| info.get::<String>(name).unwrap_or_default();
         let append_only = config(&mut redis, "appendonly").await.map(|value| value == "yes");
@@ -68,7 +64,7 @@ impl Health {
             used_memory: info.get("used_memory").unwrap_or(0),
             max_memory: info.get("maxmemory").unwrap_or(0),
             replicas,
-            standing: Standing::new(durability, synced, online),
+            standing: Standing::new(primary.server.durability(), synced, online),
         })
     }
 }
@@ -86,10 +82,13 @@ pub(super) async fn config(redis: &mut impl ConnectionLike, name: &str) -> Optio
     pair.ok()?.into_iter().nth(1)
 }
 
-/// That the server knows Redis Functions.
-pub(super) async fn check_version(connections: &Connections) -> Result<(), StartError> {
-    let mut redis = connections.exclusive().await?;
+/// That the server knows Redis Functions, and is of a cluster only where one is expected.
+pub(super) async fn check_version(primary: &Primary) -> Result<(), StartError> {
+    let mut redis = primary.exclusive().await?;
     let info: InfoDict = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
+    if info.get::<String>("redis_mode").as_deref() == Some("cluster") && !primary.server.is_of_cluster() {
+        return Err(StartError::OfCluster(primary.name()));
+    }
     let version: String = info.get("redis_version").unwrap_or_default();
     let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     if major >= 7 { Ok(()) } else { Err(StartError::TooOld(version)) }

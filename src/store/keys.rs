@@ -4,13 +4,16 @@ use crate::model::{GroupName, Partition, Partitions, StreamId};
 
 /// Makes the key names of one store.
 ///
-/// A name is `<namespace:>{partition}:<what>`; with one partition the braces are left out, so that
+/// A name is `<namespace:>{partition}:<what>`; with one partition, unless in a cluster, the braces are left out, so that
 /// `XRANGE events:order-12345 - +` shows what people lay out by hand today. The braces are a hash tag: all keys of a
 /// partition share a slot, so that one function call may touch them all.
 #[derive(Clone, Debug)]
 pub struct Keys {
     namespace: String,
     partitions: Partitions,
+    tagged: bool,
+    /// Stands before the names of what belongs to no partition.
+    home: &'static str,
 }
 
 impl Keys {
@@ -18,15 +21,26 @@ impl Keys {
     #[must_use]
     pub fn new(namespace: &str, partitions: Partitions) -> Self {
         let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}:") };
-        Self { namespace, partitions }
+        Self { namespace, partitions, tagged: partitions.count() > 1, home: "" }
+    }
+
+    /// Names in a cluster: with braces, also where there is only one partition. What belongs to no partition is where the
+    /// first one is.
+    #[must_use]
+    pub fn on_cluster(self) -> Self {
+        Self { tagged: true, home: "{0}:", ..self }
+    }
+
+    fn of_store(&self, what: &str) -> String {
+        [&self.namespace, self.home, what].concat()
     }
 
     fn name(&self, partition: Partition, what: &str, of: &str) -> String {
-        let Self { namespace, partitions } = self;
-        if partitions.count() == 1 {
-            [namespace, what, of].concat()
-        } else {
+        let namespace = &self.namespace;
+        if self.tagged {
             format!("{namespace}{{{}}}:{what}{of}", partition.get())
+        } else {
+            [namespace, what, of].concat()
         }
     }
 
@@ -40,7 +54,7 @@ impl Keys {
     /// What the keys of events match, those of all streams in all partitions (`SCAN`).
     #[must_use]
     pub fn events_pattern(&self) -> String {
-        let partition = if self.partitions.count() == 1 { "" } else { "{*}:" };
+        let partition = if self.tagged { "{*}:" } else { "" };
         format!("{}{partition}events:*", self.namespace)
     }
 
@@ -103,18 +117,18 @@ impl Keys {
     /// Hash: `partitions`, as fixed when the store was created.
     #[must_use]
     pub fn schema(&self) -> String {
-        format!("{}streamkeep:schema", self.namespace)
+        self.of_store("streamkeep:schema")
     }
 
     /// Hash: number of an applied migration → SHA-256 of its text.
     #[must_use]
     pub fn migrations(&self) -> String {
-        format!("{}streamkeep:migrations", self.namespace)
+        self.of_store("streamkeep:migrations")
     }
 
     /// String: held by the instance that is running migrations; expires by itself.
     #[must_use]
     pub fn migrations_lock(&self) -> String {
-        format!("{}streamkeep:migrations:lock", self.namespace)
+        self.of_store("streamkeep:migrations:lock")
     }
 }

@@ -3,10 +3,11 @@
 use redis::{Pipeline, Value};
 
 use crate::{
-    model::{Category, Error, Event, Fingerprint, Partition, Partitions, Place, StreamId, Version},
+    model::{Category, Error, Event, Fingerprint, Partition, Place, StreamId, Version},
     store::{
         Connections, Direction, Keys, StartError, Store,
         pointers::{LOOKED_AT_MAX, Pointer},
+        primary::Primary,
         read::{bytes_of, head},
     },
 };
@@ -143,7 +144,7 @@ impl Store {
         }
         let mut streams = Vec::with_capacity(found.len());
         if !found.is_empty() {
-            let mut replies = self.0.connections.read(&commands).await?.into_iter();
+            let mut replies = self.0.connections.read(partition, &commands).await?.into_iter();
             for stream in found {
                 match head(&mut replies) {
                     Ok(version) => streams.push((stream, version)),
@@ -212,20 +213,32 @@ impl Store {
     }
 }
 
-/// That nobody else writes to the keys of the log: a stream called `log` is not that rare.
-pub(super) async fn check_log(
-    connections: &Connections,
-    keys: &Keys,
-    partitions: Partitions,
-) -> Result<(), StartError> {
-    let mut redis = connections.exclusive().await?;
-    for log in partitions.all().map(|partition| keys.log(partition)) {
+/// That nobody else writes to the keys of the log: a stream called `log` is not that rare. Of a primary that is away
+/// nobody can say.
+pub(super) async fn check_log(connections: &Connections, keys: &Keys) -> Result<(), StartError> {
+    for (primary, partitions) in connections.primaries() {
+        match check_logs(&primary, keys, partitions).await {
+            Err(error) if error.is_away() => {}
+            checked => checked?,
+        }
+    }
+    Ok(())
+}
+
+async fn check_logs(primary: &Primary, keys: &Keys, partitions: Vec<Partition>) -> Result<(), StartError> {
+    let mut redis = primary.exclusive().await?;
+    for partition in partitions {
+        let log = keys.log(partition);
         let mut newest = redis::cmd("XREVRANGE");
         newest.arg(&log).arg("+").arg("-").arg("COUNT").arg(1);
-        let foreign = || StartError::ForeignLog(log.clone());
-        let newest: Vec<(String, Value)> = newest.query_async(&mut redis).await.map_err(|_| foreign())?;
-        if newest.first().is_some_and(|(id, _)| !id.starts_with("0-")) {
-            return Err(foreign());
+        let newest: redis::RedisResult<Vec<(String, Value)>> = newest.query_async(&mut redis).await;
+        let foreign = match newest {
+            Ok(newest) => newest.first().is_some_and(|(id, _)| !id.starts_with("0-")),
+            Err(error) if error.code() == Some("WRONGTYPE") => true,
+            Err(error) => return Err(error.into()),
+        };
+        if foreign {
+            return Err(StartError::ForeignLog(log));
         }
     }
     Ok(())

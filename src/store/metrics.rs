@@ -58,13 +58,18 @@ struct Operation {
     operation: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfPrimary {
+    primary: String,
+}
+
 /// What is counted. Copies count together.
 #[derive(Clone, Debug)]
 pub struct StoreMetrics {
     round_trips: Family<Operation, Histogram, fn() -> Histogram>,
     failures: Family<Operation, Counter>,
     pipelines: Histogram,
-    failovers: Counter,
+    failovers: Family<OfPrimary, Counter>,
     reconnects: Counter,
     exhausted: Counter,
 }
@@ -75,7 +80,7 @@ impl Default for StoreMetrics {
             round_trips: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             failures: Family::default(),
             pipelines: Histogram::new(COUNTS),
-            failovers: Counter::default(),
+            failovers: Family::default(),
             reconnects: Counter::default(),
             exhausted: Counter::default(),
         }
@@ -98,7 +103,7 @@ impl StoreMetrics {
         registry.register("append_pipeline_calls", "Appends that shared a round trip to Redis", self.pipelines.clone());
         registry.register(
             "failovers",
-            "How often Redis' run id was another one than before: a failover, or a restart",
+            "How often another Redis became primary, or the run id of one was another than before: a failover, or a restart",
             self.failovers.clone(),
         );
         registry.register(
@@ -126,8 +131,13 @@ impl StoreMetrics {
         self.pipelines.observe(calls as f64);
     }
 
-    pub(super) fn failover(&self) {
-        self.failovers.inc();
+    pub(super) fn failover(&self, primary: &str) {
+        self.failovers.get_or_create(&OfPrimary { primary: primary.to_owned() }).inc();
+    }
+
+    /// There is this primary: so that its first failover is seen as a rise, not as a beginning.
+    pub(super) fn primary(&self, primary: &str) {
+        self.failovers.get_or_create(&OfPrimary { primary: primary.to_owned() }).inc_by(0);
     }
 
     pub(super) fn reconnect(&self) {

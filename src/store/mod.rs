@@ -3,6 +3,7 @@
 //! Every call names a partition. Writes are one Redis Function each and leave through `writers`; reads are plain
 //! commands over shared connections.
 
+mod address;
 mod append;
 mod checks;
 mod connections;
@@ -15,27 +16,29 @@ mod grown;
 mod health;
 mod keys;
 mod log;
+mod look;
 mod metrics;
 mod migrations;
 mod pointers;
+mod primary;
 mod read;
+mod refusal;
 mod recent;
+mod set_checks;
 mod tail;
 mod times;
+mod topology;
 mod verify;
 mod writers;
 
 use std::{
-    sync::{Arc, Weak, atomic::AtomicUsize},
+    sync::{Arc, atomic::AtomicUsize},
     time::Duration,
 };
 
-use arc_swap::ArcSwap;
-use redis::ConnectionInfo;
-use tokio::sync::Notify;
-
+pub use address::{RedisAddress, RedisSecrets};
 pub use append::Appended;
-pub use checks::{Check, CheckStatus, examine};
+pub use checks::{Check, CheckStatus, examine, judge};
 pub use connections::Connections;
 pub use durability::{DurabilityConfig, Standing};
 pub use errors::StartError;
@@ -46,24 +49,21 @@ use grown::Grown;
 pub use health::Health;
 pub use keys::Keys;
 pub use log::{LogFilter, LogPage, LogRequest, StreamsPage};
+pub use look::Seen;
 pub use metrics::{COUNTS, SECONDS, StoreMetrics};
 pub use migrations::{Migration, Migrations};
 pub use read::{Direction, PAGE_BYTES, Page, PageRequest, bytes_of};
 pub use recent::LiveEvent;
 use tail::Tail;
 pub use verify::{Report, Verifier};
-use writers::Writers;
 
 use crate::model::{Partition, Partitions, StreamId};
-
-/// How often Redis' settings are looked at.
-const HEALTH_PAUSE: Duration = Duration::from_secs(5);
 
 /// How a store is reached and used.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
     /// Where Redis is.
-    pub address: ConnectionInfo,
+    pub address: RedisAddress,
     /// Stands before every key; empty for none.
     pub namespace: String,
     /// Number of partitions; must be the one that the store was created with.
@@ -82,6 +82,15 @@ pub struct StoreConfig {
     pub library: Library,
 }
 
+impl StoreConfig {
+    /// The names of the store's keys.
+    #[must_use]
+    pub fn keys(&self) -> Keys {
+        let keys = Keys::new(&self.namespace, self.partitions);
+        if self.address.is_cluster() { keys.on_cluster() } else { keys }
+    }
+}
+
 /// An event store in Redis. Keeps no state of its own: any number of them may share one Redis. Cheap to clone.
 #[derive(Clone)]
 pub struct Store(Arc<Inner>);
@@ -90,16 +99,10 @@ struct Inner {
     keys: Keys,
     partitions: Partitions,
     connections: Connections,
-    writers: Writers,
-    /// For what replicas have to confirm: others do not wait for that.
-    waiting_writers: Writers,
     library: Library,
     append_function: String,
     timeout: Duration,
-    durability: DurabilityConfig,
-    health: ArcSwap<Health>,
-    /// Told when Redis is to be looked at before its time.
-    doubt: Arc<Notify>,
+    runs: look::Runs,
     /// Bytes of the largest event read so far.
     largest: AtomicUsize,
     groups: groups::Cache,
@@ -114,11 +117,10 @@ impl Store {
     /// # Errors
     /// [`StartError`], in one sentence each.
     pub async fn open(config: StoreConfig) -> Result<Self, StartError> {
-        let StoreConfig { address, namespace, partitions, writers, queued_max, timeout, migrate, library, durability } =
-            config;
-        let connections = Connections::new(address, timeout)?;
-        let keys = Keys::new(&namespace, partitions);
-        health::check_version(&connections).await?;
+        let connections = Connections::open(&config).await?;
+        let keys = config.keys();
+        let StoreConfig { partitions, timeout, migrate, library, .. } = config;
+        look::prepare(&connections, &library).await?;
         let migrations = Migrations::default();
         if migrate {
             migrations.run(&connections, &keys, partitions).await?;
@@ -126,12 +128,8 @@ impl Store {
             migrations.check(&connections, &keys).await?;
         }
         migrations::check_partitions(&connections, &keys, partitions).await?;
-        log::check_log(&connections, &keys, partitions).await?;
-        library.load(&mut connections.exclusive().await?).await?;
-        let health = Health::look(&connections, &library, durability).await?;
-        durability::check_floor(&health)?;
-        let waiting_writers = Writers::start(&connections, writers, queued_max, Some(durability.replicas));
-        let writers = Writers::start(&connections, writers, queued_max, None);
+        log::check_log(&connections, &keys).await?;
+        durability::check_floor(&look::look(&connections, &library, timeout).await)?;
         let append_function = library.function("es_append");
         let grown = Grown::default();
         let inner = Arc::new_cyclic(|inner| {
@@ -145,21 +143,17 @@ impl Store {
                 keys,
                 partitions,
                 connections,
-                writers,
-                waiting_writers,
                 library,
                 append_function,
                 timeout,
-                durability,
-                health: ArcSwap::from_pointee(health),
-                doubt: Arc::default(),
+                runs: look::Runs::default(),
                 largest,
                 groups,
                 tails,
                 grown,
             }
         });
-        tokio::spawn(watch_health(Arc::downgrade(&inner), Arc::clone(&inner.doubt)));
+        tokio::spawn(look::watch(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -175,37 +169,6 @@ impl Store {
         self.0.partitions
     }
 
-    /// Looks at Redis anew, and loads the functions if they are gone.
-    ///
-    /// # Errors
-    /// Redis does not answer within the timeout.
-    pub async fn check_health(&self) -> Result<Arc<Health>, StartError> {
-        let Inner { connections, library, durability, .. } = &*self.0;
-        let look = async {
-            let health = Health::look(connections, library, *durability).await?;
-            if health.functions_loaded {
-                return Ok(health);
-            }
-            library.load(&mut connections.exclusive().await?).await?;
-            Health::look(connections, library, *durability).await
-        };
-        let looked = tokio::time::timeout(self.0.timeout, look).await;
-        let health = looked.map_err(|_| deadpool_redis::PoolError::Timeout(deadpool_redis::TimeoutType::Recycle))??;
-        let standing = health.standing.after(&self.standing());
-        let health = Arc::new(Health { standing, ..health });
-        let before = self.0.health.swap(Arc::clone(&health));
-        let levels = [&before, &health].map(|health| health.standing.level());
-        if levels[0] != levels[1] || before.standing.shortfall() != health.standing.shortfall() {
-            let shortfall = health.standing.shortfall();
-            tracing::warn!(before = %levels[0], now = %levels[1], shortfall, "the durability of appends has changed");
-        }
-        if before.run_id != health.run_id {
-            self.metrics().failover();
-            tracing::warn!(role = health.role, "another Redis answers, or the same one started anew: a failover?");
-        }
-        Ok(health)
-    }
-
     /// What is counted of round trips to Redis.
     #[must_use]
     pub fn metrics(&self) -> &StoreMetrics {
@@ -215,14 +178,12 @@ impl Store {
     /// How much waits and is in use right now.
     #[must_use]
     pub fn load(&self) -> Load {
-        let (pool_in_use, pool_idle, pool_waiting) = self.0.connections.pool();
-        let queued = self.0.writers.queued() + self.0.waiting_writers.queued();
-        Load { queued, pool_in_use, pool_idle, pool_waiting }
+        self.0.connections.load()
     }
 }
 
 /// How busy a store is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Load {
     /// Appends that wait for a writer.
     pub queued: usize,
@@ -232,15 +193,4 @@ pub struct Load {
     pub pool_idle: usize,
     /// Callers that wait for an exclusive connection.
     pub pool_waiting: usize,
-}
-
-/// Looks at Redis again and again, so that what appends tell of their durability stays true when Redis' settings change.
-async fn watch_health(store: Weak<Inner>, doubt: Arc<Notify>) {
-    loop {
-        let _ = tokio::time::timeout(HEALTH_PAUSE, doubt.notified()).await;
-        let Some(inner) = store.upgrade() else { return };
-        if let Err(error) = Store(inner).check_health().await {
-            tracing::warn!(%error, "cannot look at Redis");
-        }
-    }
 }

@@ -93,7 +93,7 @@ impl Store {
         let from = place.map_or(open.to_owned(), |(position, _)| format!("0-{position}"));
         commands.cmd(command).arg(&log).arg(from).arg(end).arg("COUNT").arg(count);
         commands.cmd("XLEN").arg(&log);
-        let mut replies = self.0.connections.read(&commands).await?.into_iter();
+        let mut replies = self.0.connections.read(partition, &commands).await?.into_iter();
         let mut pointers = pointers(decode(replies.next())?)?;
         let head = Position::new(decode(replies.next())?).unwrap_or_default();
         if let Some((position, fingerprint)) = place {
@@ -116,7 +116,7 @@ impl Store {
         }
         let mut commands = Pipeline::with_capacity(pointers.len());
         self.add_events(&mut commands, partition, pointers);
-        self.events_of(pointers, self.0.connections.read(&commands).await?)
+        self.events_of(pointers, self.0.connections.read(partition, &commands).await?)
     }
 
     /// The same, and in the same round trip that a mark still stands.
@@ -135,7 +135,7 @@ impl Store {
         commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(&id).arg(&id);
         self.add_events(&mut commands, partition, own);
         self.add_events(&mut commands, partition, pointers);
-        let mut replies = self.0.connections.read(&commands).await?;
+        let mut replies = self.0.connections.read(partition, &commands).await?;
         let rest = replies.split_off(2);
         let event = self.events_of(own, replies.split_off(1))?.pop();
         let there = self::pointers(decode(replies.pop())?)?.pop();
@@ -166,7 +166,7 @@ impl Store {
         let from = position.map_or("+".to_owned(), |position| format!("0-{position}"));
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XREVRANGE").arg(self.0.keys.log(partition)).arg(from).arg("-").arg("COUNT").arg(1);
-        let pointers = pointers(decode(self.0.connections.read(&commands).await?.pop())?)?;
+        let pointers = pointers(decode(self.0.connections.read(partition, &commands).await?.pop())?)?;
         let events = self.resolve(partition, &pointers).await?;
         Ok(Mark::of(pointers, &events))
     }
@@ -185,7 +185,7 @@ impl Store {
             let mut commands = Pipeline::with_capacity(1);
             let from = format!("0-{next}");
             commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(from).arg("+").arg("COUNT").arg(FIRST_PIECE);
-            let pointers = pointers(decode(self.0.connections.read(&commands).await?.pop())?)?;
+            let pointers = pointers(decode(self.0.connections.read(partition, &commands).await?.pop())?)?;
             let Some(last) = pointers.last().map(|pointer| pointer.position.get()) else { return Ok(None) };
             (next, seen) = (last + 1, seen + pointers.len());
             if let Some(event) = self.resolve(partition, &pointers).await?.into_iter().next() {

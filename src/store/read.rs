@@ -71,7 +71,7 @@ impl Store {
         let mut commands = Pipeline::with_capacity(3);
         self.add_head(&mut commands, partition, stream);
         commands.add_command(self.range(partition, stream, page, piece));
-        let mut replies = self.0.connections.read(&commands).await?.into_iter();
+        let mut replies = self.0.connections.read(partition, &commands).await?.into_iter();
         let head = head(&mut replies)?;
         let mut events = self.met(entries(stream, replies.next())?);
         let full = events.len() == piece && piece < wanted;
@@ -110,7 +110,7 @@ impl Store {
         let page = PageRequest { from: Some(page.direction.after(last.version)), ..page };
         let mut commands = Pipeline::with_capacity(1);
         commands.add_command(self.range(partition, stream, page, count));
-        let further = self.met(entries(stream, self.0.connections.read(&commands).await?.pop())?);
+        let further = self.met(entries(stream, self.0.connections.read(partition, &commands).await?.pop())?);
         let cut = further.len() == count && count < rest;
         events.extend(further);
         Ok(cut)
@@ -152,7 +152,7 @@ impl Store {
     pub async fn version(&self, partition: Partition, stream: &StreamId) -> Result<Version, Error> {
         let mut commands = Pipeline::with_capacity(2);
         self.add_head(&mut commands, partition, stream);
-        match head(&mut self.0.connections.read(&commands).await?.into_iter())? {
+        match head(&mut self.0.connections.read(partition, &commands).await?.into_iter())? {
             Version::ZERO => Err(Error::StreamNotFound),
             version => Ok(version),
         }

@@ -223,13 +223,14 @@ impl Reader {
     async fn read_while_wanted(&self, pause: &mut Duration) -> Result<(), Error> {
         let unavailable = |error: redis::RedisError| Error::Unavailable(error.to_string());
         let patience = Duration::from_millis(2 * BLOCK_MS as u64);
-        let mut connection = self.connections.open_blocking(patience).await.map_err(unavailable)?;
+        let opened = self.connections.open_blocking(self.partition, patience).await;
+        let (mut connection, primary) = opened.map_err(unavailable)?;
         if *pause > PAUSE {
             self.connections.metrics().reconnect();
         }
         let [log, wake] = &self.keys;
         let store = self.store()?;
-        let woken = store.last_id(wake).await?;
+        let woken = store.last_id(self.partition, wake).await?;
         let mut mark = store.mark_at(self.partition, None).await?;
         // Not held while it blocks: the store could not be dropped.
         drop(store);
@@ -244,7 +245,10 @@ impl Reader {
             let mut command = redis::cmd("XREAD");
             command.arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.keys).arg(&places);
             let reply: Option<Vec<(String, Entries)>> =
-                command.query_async(&mut connection).await.map_err(unavailable)?;
+                primary.server.while_primary(command.query_async(&mut connection)).await.map_err(|error| {
+                    self.connections.failed(self.partition, &error, &primary);
+                    unavailable(error)
+                })?;
             let mut news = Entries::new();
             for (key, entries) in reply.into_iter().flatten() {
                 let Some((id, _)) = entries.last() else { continue };

@@ -42,21 +42,21 @@ impl Store {
         let mut commands = Pipeline::with_capacity(1);
         let from = format!("0-{}", place + 1);
         commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(from).arg("+").arg("COUNT").arg(1);
-        let found = entries(stream, self.0.connections.read(&commands).await?.pop())?;
+        let found = entries(stream, self.0.connections.read(partition, &commands).await?.pop())?;
         Ok(found.first().map(|event| event.timestamp_ms))
     }
 
     /// The place of the last entry.
     pub(super) async fn source_head(&self, partition: Partition, source: Option<&StreamId>) -> Result<u64, Error> {
         let key = source.map_or_else(|| self.0.keys.log(partition), |stream| self.0.keys.events(partition, stream));
-        Ok(entry_number(&self.last_id(&key).await?).unwrap_or(0))
+        Ok(entry_number(&self.last_id(partition, &key).await?).unwrap_or(0))
     }
 
     /// The id of the last entry of a Redis stream; `0-0` where there is none.
-    pub(super) async fn last_id(&self, key: &str) -> Result<String, Error> {
+    pub(super) async fn last_id(&self, partition: Partition, key: &str) -> Result<String, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XREVRANGE").arg(key).arg("+").arg("-").arg("COUNT").arg(1);
-        let entries: Vec<(String, Value)> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let entries: Vec<(String, Value)> = decode(self.0.connections.read(partition, &commands).await?.pop())?;
         Ok(entries.into_iter().next().map_or_else(|| "0-0".to_owned(), |(id, _)| id))
     }
 }

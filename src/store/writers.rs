@@ -16,14 +16,18 @@ use std::{
 };
 
 use async_channel::{Receiver, Sender, TrySendError};
-use redis::{
-    Cmd, Pipeline, Value,
-    aio::{ConnectionLike, MultiplexedConnection},
-};
+use futures::FutureExt as _;
+use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
-use crate::{store::connections::Connections, telemetry::traces};
+use crate::{
+    store::{
+        errors::{self, Refusal},
+        primary::Server,
+    },
+    telemetry::traces,
+};
 
 /// Most calls in one pipeline.
 const CALLS_MAX: usize = 256;
@@ -85,14 +89,14 @@ pub(super) struct Writers {
 
 impl Writers {
     /// Starts `count` writers behind a queue of at most `queued_max` calls. With `replicas`, so many must confirm each.
-    pub(super) fn start(connections: &Connections, count: usize, queued_max: usize, replicas: Option<u16>) -> Self {
+    pub(super) fn start(server: &Arc<Server>, count: usize, queued_max: usize, replicas: Option<u16>) -> Self {
         let (queue, calls) = async_channel::bounded(queued_max);
         for number in 0..count {
             let writer = Writer {
                 number,
                 replicas,
                 calls: calls.clone(),
-                connections: connections.clone(),
+                server: Arc::clone(server),
                 connection: None,
                 failed: false,
             };
@@ -131,7 +135,7 @@ struct Writer {
     /// How many must confirm each call, if any.
     replicas: Option<u16>,
     calls: Receiver<Call>,
-    connections: Connections,
+    server: Arc<Server>,
     connection: Option<MultiplexedConnection>,
     /// Whether it had a connection that failed.
     failed: bool,
@@ -143,9 +147,14 @@ impl Writer {
             // Once round the runtime: requests that are ready to run add their calls to this pipeline. Nothing is
             // awaited, so a lone append waits for nobody.
             tokio::task::yield_now().await;
-            let batch = self.take(first);
+            let mut batch = self.take(first);
             let Some(latest) = batch.iter().map(|call| call.deadline).max() else { continue };
             self.connect(latest).await;
+            // Whoever gave up meanwhile knows that nothing was sent.
+            batch.retain(|call| call.stage.leave(Stage::TAKEN));
+            if batch.is_empty() {
+                continue;
+            }
             match self.connection.take() {
                 Some(connection) => self.send(connection, batch, latest).await,
                 None => answer_all(batch, NoReply::NotSent),
@@ -153,7 +162,7 @@ impl Writer {
         }
     }
 
-    /// What is queued, up to the limits of a pipeline, without calls that were given up or whose time is up.
+    /// What is queued, up to the limits of a pipeline, without calls whose time is up.
     fn take(&self, first: Call) -> Vec<Call> {
         let mut bytes = first.bytes;
         let mut batch = vec![first];
@@ -163,7 +172,7 @@ impl Writer {
             batch.push(call);
         }
         let now = Instant::now();
-        batch.retain(|call| call.deadline > now && call.stage.leave(Stage::TAKEN));
+        batch.retain(|call| call.deadline > now);
         batch
     }
 
@@ -172,17 +181,20 @@ impl Writer {
         let mut pause = RECONNECT;
         while self.connection.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, self.connections.open()).await {
+            match tokio::time::timeout(left, self.server.open()).await {
                 Ok(Ok(connection)) => {
                     info!(writer = self.number, "connected to Redis");
                     if mem::take(&mut self.failed) {
-                        self.connections.metrics().reconnect();
+                        self.server.metrics().reconnect();
                     }
                     self.connection = Some(connection);
                 }
+                Ok(Err(_)) if self.server.is_retired() => return,
                 Ok(Err(error)) if left > pause => {
+                    self.server.doubt();
                     warn!(writer = self.number, %error, "cannot connect to Redis");
-                    tokio::time::sleep(pause.mul_f64(0.5 + fraction())).await;
+                    let pausing = tokio::time::sleep(pause.mul_f64(0.5 + fraction()));
+                    let _ = self.server.while_primary(pausing.map(Ok)).await;
                     pause = (pause * 2).min(RECONNECT_MAX);
                 }
                 _ => return,
@@ -197,23 +209,25 @@ impl Writer {
             pipeline.add_command(command);
             waiting.push(reply);
         }
-        let (metrics, began) = (self.connections.metrics(), Instant::now());
+        let (metrics, began) = (self.server.metrics(), Instant::now());
         if let Some(replicas) = self.replicas {
             pipeline.cmd("WAIT").arg(replicas).arg(patience(deadline.saturating_duration_since(began)));
         }
-        let replies = connection.req_packed_commands(&pipeline, 0, pipeline.len());
+        let replies = self.server.while_primary(connection.send_packed_commands(&pipeline, 0, pipeline.len()));
         let replies = tokio::time::timeout_at(deadline.into(), replies).await;
         metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
         metrics.pipeline(waiting.len());
         match replies {
             Ok(Ok(values)) if let Some(confirmed) = self.confirmed(waiting.len(), &values) => {
+                let demoted = values.iter().any(|value| errors::refusal(value) == Some(Refusal::Demoted));
                 for (reply, value) in waiting.into_iter().zip(values) {
                     let _ = reply.send(Ok(Reply { value, confirmed }));
                 }
-                self.connection = Some(connection);
+                self.connection = Some(connection).filter(|_| !demoted);
             }
             failed => {
                 self.failed = true;
+                self.server.doubt();
                 warn!(writer = self.number, calls = waiting.len(), error = ?failed.map(Result::err), "no reply from Redis");
                 for reply in waiting {
                     let _ = reply.send(Err(NoReply::Lost));

@@ -12,11 +12,13 @@ use streamkeep::{
     http::{Access, App, AppState, Limits, RateLimit, ServerOptions, serve},
     model::Partitions,
     redis_server::{RedisServer, RedisServerConfig},
-    store::{DurabilityConfig, Library, Store, StoreConfig},
+    store::{DurabilityConfig, Library, RedisAddress, RedisSecrets, Store, StoreConfig},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{cluster_set::Cluster, nodes::Node, router::Router};
 
 /// Declares a test that runs with one and with four partitions, each on a Redis and a service of its own.
 macro_rules! test_app {
@@ -47,8 +49,37 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A Redis in a folder of its own.
 pub struct TestRedis {
-    pub server: RedisServer,
+    pub server: TestServer,
     pub data: TempDir,
+}
+
+/// What a store is in.
+pub enum TestServer {
+    /// One server, supervised.
+    Own(RedisServer),
+    /// Several, as Sentinel or a cluster has them; the test looks after them.
+    Set(Box<RedisAddress>),
+    /// A cluster, for a test that need not know; and what makes one server of it for those who look.
+    Cluster(Box<Cluster>, Router),
+}
+
+impl TestServer {
+    /// Where to connect.
+    pub fn address(&self) -> RedisAddress {
+        match self {
+            Self::Own(server) => server.address().into(),
+            Self::Set(address) => RedisAddress::clone(address),
+            Self::Cluster(cluster, _) => cluster.redis().server.address(),
+        }
+    }
+
+    /// The process of the one server; `None` while it is being started again.
+    pub fn pid(&self) -> Option<u32> {
+        match self {
+            Self::Own(server) => server.pid(),
+            Self::Set(_) | Self::Cluster(..) => panic!("there are several"),
+        }
+    }
 }
 
 impl TestRedis {
@@ -59,7 +90,23 @@ impl TestRedis {
         config.binary = std::env::var_os("STREAMKEEP_REDIS_SERVER").map(Into::into);
         change(&mut config);
         let started = tokio::task::spawn_blocking(move || RedisServer::start(&config)).await.unwrap();
-        Arc::new(Self { server: started.unwrap(), data })
+        Arc::new(Self { server: TestServer::Own(started.unwrap()), data })
+    }
+
+    /// A cluster of three primaries.
+    pub async fn start_cluster() -> Arc<Self> {
+        let cluster = Box::new(Cluster::start(3, false).await);
+        for server in &cluster.servers {
+            server.ask::<()>("CONFIG SET appendfsync always").await;
+        }
+        let router = Router::start(cluster.servers.iter().map(Node::url).collect()).await;
+        Arc::new(Self { server: TestServer::Cluster(cluster, router), data: TempDir::new().unwrap() })
+    }
+
+    /// Several servers, which the test looks after.
+    pub fn of_set(address: &str) -> Arc<Self> {
+        let address = RedisAddress::parse(address, &RedisSecrets::default()).unwrap();
+        Arc::new(Self { server: TestServer::Set(Box::new(address)), data: TempDir::new().unwrap() })
     }
 
     pub async fn start() -> Arc<Self> {
@@ -68,12 +115,19 @@ impl TestRedis {
 
     /// Its address, for the program.
     pub fn url(&self) -> String {
-        format!("redis+unix://{}", self.data.path().join("redis.sock").display())
+        match &self.server {
+            TestServer::Cluster(cluster, _) => cluster.url(),
+            _ => format!("redis+unix://{}", self.data.path().join("redis.sock").display()),
+        }
     }
 
     /// A plain connection, as a client has it that knows nothing of Streamkeep.
     pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
-        let client = redis::Client::open(self.server.address()).unwrap();
+        let client = match &self.server {
+            TestServer::Own(server) => redis::Client::open(server.address()).unwrap(),
+            TestServer::Set(_) => panic!("which of them?"),
+            TestServer::Cluster(_, router) => redis::Client::open(router.address.as_str()).unwrap(),
+        };
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
@@ -115,9 +169,12 @@ pub struct TestApp {
 }
 
 impl TestApp {
-    /// The service with this number of partitions, on a Redis of its own.
+    /// The service with this number of partitions, on a Redis of its own. With `STREAMKEEP_TEST_CLUSTER` set, several
+    /// partitions are spread over a cluster of its own.
     pub async fn start(partitions: u16) -> Self {
-        Self::start_on(TestRedis::start().await, partitions).await
+        let on_cluster = partitions > 1 && std::env::var_os("STREAMKEEP_TEST_CLUSTER").is_some();
+        let redis = if on_cluster { TestRedis::start_cluster().await } else { TestRedis::start().await };
+        Self::start_on(redis, partitions).await
     }
 
     /// A further instance on a Redis that is there.

@@ -82,7 +82,7 @@ async fn a_user_of_redis_needs_no_more_than_the_page_says() {
     let socket = redis.data.path().join("redis.sock");
     let address = format!("redis+unix://{}?user=streamkeep&pass=secret", socket.display());
     let app = TestApp::start_with(redis.clone(), 4, |config| {
-        config.store.address = address.as_str().into_connection_info().unwrap();
+        config.store.address = address.as_str().into_connection_info().unwrap().into();
     });
     let app = app.await;
     app.append("order-1", crate::input::GOOD).await.expect(201);

@@ -47,11 +47,16 @@ struct LogPage<'a> {
 
 /// What stands in a store with this number of partitions, and what an instance shows of it.
 pub async fn read_end(url: &str, redis: &mut MultiplexedConnection, partitions: u16) -> End {
+    let prefix = |number| if partitions == 1 { String::new() } else { format!("{{{number}}}:") };
+    read_end_of(url, (0..partitions).map(|number| (prefix(number), redis.clone())).collect()).await
+}
+
+/// The same, of partitions each with what stands before its keys, and a connection to where it is.
+pub async fn read_end_of(url: &str, partitions: Vec<(String, MultiplexedConnection)>) -> End {
     let client = Client::builder().no_proxy().build().unwrap();
     let mut end = End::default();
-    for number in 0..partitions {
-        let prefix = if partitions == 1 { String::new() } else { format!("{{{number}}}:") };
-        let partition = read_partition(redis, &prefix).await;
+    for (prefix, mut redis) in partitions {
+        let partition = read_partition(&mut redis, &prefix).await;
         for stream in partition.streams.keys() {
             end.shown_streams.insert(stream.clone(), read_stream(&client, url, stream).await);
         }

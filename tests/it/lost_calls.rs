@@ -22,7 +22,7 @@ impl Spoiled {
         let proxy = Proxy::start(&redis).await;
         let address = proxy.address();
         let app = TestApp::start_with(redis, partitions, |config| {
-            config.store.address = address;
+            config.store.address = address.into();
             config.store.writers = 1;
         })
         .await;

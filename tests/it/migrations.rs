@@ -38,7 +38,7 @@ fn config(redis: &TestRedis, count: u16) -> StoreConfig {
 #[tokio::test]
 async fn migrations_run_once_in_order_under_a_lock() {
     let redis = TestRedis::start().await;
-    let connections = Connections::new(redis.server.address(), Duration::from_secs(5)).unwrap();
+    let connections = Connections::open(&config(&redis, 1)).await.unwrap();
     let keys = Keys::new("", partitions(1));
     let first = Migration { number: 1, script: "redis.call('HSET', KEYS[1], 'partitions', ARGV[1]) return 'done'" };
     let second = Migration { number: 2, script: SLOW };
@@ -96,7 +96,7 @@ async fn libraries_live_side_by_side_until_they_are_pruned() {
         TestGroup::at(settles, "mailer").ack(&taken).await.expect(200);
     }
     assert!(group.next("").await.is_empty());
-    let connections = Connections::new(redis.server.address(), Duration::from_secs(5)).unwrap();
+    let connections = Connections::open(&config(&redis, 1)).await.unwrap();
     assert_eq!(Library::default().prune(&connections).await.unwrap(), [older.name()]);
     new.append("order-1", ONE).await.expect(201);
     // What is missing is loaded again, and nobody notices.

@@ -72,8 +72,15 @@ pub fn signal(child: &Child, signal: rustix::process::Signal) {
 
 /// `streamkeep serve` on a Redis that is there.
 pub fn serve(redis: &TestRedis, listen: &str, arguments: &[&str]) -> Command {
+    let mut command = serve_at(listen, &["--redis-url", &redis.url()]);
+    command.args(arguments);
+    command
+}
+
+/// `streamkeep serve`, wherever Redis is.
+pub fn serve_at(listen: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    command.args(["serve", "--listen", listen, "--redis-url", &redis.url()]).args(arguments);
+    command.args(["serve", "--listen", listen]).args(arguments);
     command.env("NO_PROXY", "*").kill_on_drop(true);
     command
 }

@@ -107,6 +107,7 @@ pub struct Metrics {
     pool_waiting: Gauge,
     queued: Gauge,
     redis_up: Gauge,
+    unavailable: Gauge,
     durable: Gauge,
     replicated: Gauge,
     replicas: Gauge,
@@ -139,6 +140,7 @@ impl Metrics {
             pool_waiting: Gauge::default(),
             queued: Gauge::default(),
             redis_up: Gauge::default(),
+            unavailable: Gauge::default(),
             durable: Gauge::default(),
             replicated: Gauge::default(),
             replicas: Gauge::default(),
@@ -198,7 +200,16 @@ impl Metrics {
         to.register("leases_settled", "Leases that were sent back, by what became of them", self.settled.clone());
         to.register("feeds_open", "Feeds that are open", self.feeds.clone());
         to.register("waiting_requests", "Feeds and long polls, which share a limit", self.waiting.clone());
-        to.register("redis_up", "Whether Redis answered when it was last looked at", self.redis_up.clone());
+        to.register(
+            "redis_up",
+            "Whether Redis answered when it was last looked at; in a cluster, each primary",
+            self.redis_up.clone(),
+        );
+        to.register(
+            "partitions_unavailable",
+            "Partitions whose Redis did not answer when it was last looked at",
+            self.unavailable.clone(),
+        );
         to.register("durability_fsync", "Whether an acknowledged append is on disk", self.durable.clone());
         to.register(
             "durability_replicated",
@@ -339,8 +350,11 @@ async fn admin_metrics(State(app): State<App>) -> Response {
 /// All metrics as they are now.
 async fn scrape(app: &App) -> Response {
     let metrics = &app.metrics;
-    let up = app.store.check_health().await.is_ok();
-    metrics.redis_up.set(up.into());
+    let seen = app.store.check_health().await;
+    let away: Vec<_> = seen.iter().filter(|seen| seen.health.is_none()).collect();
+    let up = away.len() < seen.len();
+    metrics.redis_up.set(away.is_empty().into());
+    metrics.unavailable.set(number(away.iter().map(|seen| seen.partitions.len()).sum()));
     let standing = app.store.standing();
     metrics.durable.set(standing.is_synced().into());
     metrics.replicated.set(standing.level().is_replicated().into());

@@ -26,7 +26,7 @@ impl Store {
         let source = self.0.keys.group(partition, &group.name, group.settings.stream.as_ref()).swap_remove(0);
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XINFO").arg("CONSUMERS").arg(source).arg(group.name.as_str());
-        let rows: Vec<Vec<(String, Value)>> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let rows: Vec<Vec<(String, Value)>> = decode(self.0.connections.read(partition, &commands).await?.pop())?;
         let mut consumers = Vec::with_capacity(rows.len());
         for row in rows {
             let mut consumer = ConsumerStatus { name: String::new(), in_flight: 0, idle_ms: 0 };
@@ -58,7 +58,7 @@ impl Store {
             for piece in idle_ones.chunks(PIECE) {
                 let mut command = self.group_command("es_drop_consumers", &group, partition, []);
                 command.arg(piece.iter().map(|consumer| consumer.name.as_str()).collect::<Vec<_>>());
-                dropped += decode::<u64>(Some(self.call(command).await?))?;
+                dropped += decode::<u64>(Some(self.call(partition, command).await?))?;
             }
         }
         Ok(dropped)

@@ -173,7 +173,7 @@ impl Store {
     ) -> Result<T, Error> {
         let mut answer = self.ask_once(function, group, partition, &what).await;
         if matches!(answer, Err(Error::FunctionMissing)) {
-            self.reload(Instant::now() + self.0.timeout).await?;
+            self.reload(partition, Instant::now() + self.0.timeout).await?;
             answer = self.ask_once(function, group, partition, &what).await;
         }
         answer
@@ -221,7 +221,7 @@ impl Store {
             let id = format!("0-{version}");
             commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(&id).arg(&id);
         }
-        let mut replies = match self.0.connections.exchange(&commands).await {
+        let mut replies = match self.0.connections.exchange(partition, &commands).await {
             Ok(replies) => replies.into_iter(),
             Err(error) => {
                 let takers = takes.into_iter().map(|take| take.reply);

@@ -57,13 +57,13 @@ impl Store {
     }
 
     /// Calls a function of a group that writes. Each is harmless to repeat: what was done already is found done.
-    async fn call(&self, command: Cmd) -> Result<Value, Error> {
+    async fn call(&self, partition: Partition, command: Cmd) -> Result<Value, Error> {
         let mut pipeline = redis::Pipeline::with_capacity(1);
         pipeline.add_command(command);
-        match self.0.connections.read(&pipeline).await {
+        match self.0.connections.read(partition, &pipeline).await {
             Err(Error::FunctionMissing) => {
-                self.reload(Instant::now() + self.0.timeout).await?;
-                self.0.connections.read(&pipeline).await
+                self.reload(partition, Instant::now() + self.0.timeout).await?;
+                self.0.connections.read(partition, &pipeline).await
             }
             answered => answered,
         }

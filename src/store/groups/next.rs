@@ -76,7 +76,7 @@ impl Store {
         limit: usize,
         turn: usize,
     ) -> Result<Next, Error> {
-        let mut next = Next::default();
+        let (mut next, mut fault) = (Next::default(), None);
         for step in 0..partitions.len() {
             let partition = partitions[(turn + step) % partitions.len()];
             let room = limit - next.deliveries.len();
@@ -84,12 +84,23 @@ impl Store {
                 next.more = true;
                 break;
             }
-            let found = self.next_in(name, partition, consumer, room).await?;
+            let found = match self.next_in(name, partition, consumer, room).await {
+                Ok(found) => found,
+                // What others have is handed out all the same.
+                Err(error) if error.is_passing() => {
+                    fault = Some(error);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             next.more |= found.more;
             next.due_in = [next.due_in, found.due_in].into_iter().flatten().min();
             next.deliveries.extend(found.deliveries);
         }
-        Ok(next)
+        match fault {
+            Some(error) if next.deliveries.is_empty() => Err(error),
+            _ => Ok(next),
+        }
     }
 
     /// As `next`, of one partition: asks until something is found, or there is no more by now; and on while a call found
@@ -101,6 +112,9 @@ impl Store {
         consumer: &GroupName,
         limit: usize,
     ) -> Result<Next, Error> {
+        if self.0.connections.is_away(partition) {
+            return Err(Error::Unavailable("its Redis does not answer".to_owned()));
+        }
         let mut next = Next { more: true, ..Next::default() };
         let mut round = 0;
         while next.more && next.deliveries.len() < limit && round < ROUNDS {
@@ -204,7 +218,7 @@ impl Store {
                 let stream = StreamId::parse(of).ok_or_else(|| Error::Corrupt(format!("stream {of} in a group")))?;
                 let mut command = self.group_command("es_release", group, partition, [stream]);
                 command.arg(of);
-                self.call(command).await?;
+                self.call(partition, command).await?;
                 continue;
             }
             let position = Position::parse(of).unwrap_or_default();

@@ -175,7 +175,7 @@ impl Store {
                 for (position, _) in chosen {
                     command.arg(position.get());
                 }
-                decode::<usize>(Some(self.call(command).await?))
+                decode::<usize>(Some(self.call(partition, command).await?))
             };
             count += self.with_copy(&group.name, partition, replay).await?;
         }
@@ -192,7 +192,7 @@ impl Store {
         let [.., parked, _] = self.parked_keys(group, partition);
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("ZRANGEBYSCORE").arg(parked).arg(format!("({after}")).arg("+inf").arg("LIMIT").arg(0).arg(limit);
-        let positions: Vec<String> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let positions: Vec<String> = decode(self.0.connections.read(partition, &commands).await?.pop())?;
         let positions: Vec<_> = positions.iter().filter_map(|text| Position::parse(text)).collect();
         self.infos_of(group, partition, &positions).await
     }
@@ -210,7 +210,7 @@ impl Store {
         let mut commands = Pipeline::with_capacity(1);
         let numbers: Vec<u64> = positions.iter().map(|position| position.get()).collect();
         commands.cmd("HMGET").arg(info).arg(numbers);
-        let texts: Vec<Option<String>> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let texts: Vec<Option<String>> = decode(self.0.connections.read(partition, &commands).await?.pop())?;
         let found = positions.iter().zip(texts).filter_map(|(position, text)| Some((*position, text?)));
         found.map(|(position, text)| Ok((position, Info::parse(&text)?))).collect()
     }
@@ -230,7 +230,7 @@ impl Store {
             let id = format!("0-{}", info.version);
             commands.cmd("XRANGE").arg(self.0.keys.events(partition, &info.stream)).arg(&id).arg(&id);
         }
-        let replies = self.0.connections.read(&commands).await?;
+        let replies = self.0.connections.read(partition, &commands).await?;
         let mut parked = Vec::with_capacity(infos.len());
         for ((position, info), reply) in infos.into_iter().zip(replies) {
             let event = entries(&info.stream, Some(reply))?.pop();

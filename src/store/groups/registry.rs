@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Pipeline};
+use redis::{Cmd, Pipeline, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{consumers, desk::Desk, random, settled::Floors, wait::Line};
@@ -84,6 +84,8 @@ impl Cache {
 
 /// The registry's field of the newest revision: no name has a slash.
 pub(in crate::store) const REVISION: &str = "/revision";
+/// Where the registry is.
+const HOME: Partition = Partition::FIRST;
 /// See [`Cache`].
 const CACHED: Duration = Duration::from_secs(5);
 
@@ -128,7 +130,7 @@ impl Store {
     pub async fn groups(&self) -> Result<Vec<Group>, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("HGETALL").arg(self.0.keys.groups());
-        let mut entries: Vec<(String, String)> = decode(self.0.connections.read(&commands).await?.pop())?;
+        let mut entries: Vec<(String, String)> = decode(self.registry(&commands).await?)?;
         entries.retain(|(name, _)| name != REVISION);
         let mut groups = entries.iter().map(|(name, text)| Group::parse(name, text)).collect::<Result<Vec<_>, _>>()?;
         groups.sort_by(|one, other| one.name.cmp(&other.name));
@@ -169,7 +171,7 @@ impl Store {
                 return self.delete_copies(&tried.ok_or(Error::GroupNotFound)?).await;
             };
             let command = self.register_command(name, &before, "", revision);
-            if decode::<u8>(Some(self.call(command).await?))? == 1 {
+            if decode::<u8>(Some(self.call(HOME, command).await?))? == 1 {
                 return self.delete_copies(&group).await;
             }
             tried = Some(group);
@@ -181,7 +183,7 @@ impl Store {
         for partition in self.partitions_of(group) {
             let mut command = self.group_command("es_delete_group", group, partition, []);
             command.arg(&group.epoch);
-            self.call(command).await?;
+            self.call(partition, command).await?;
         }
         Ok(())
     }
@@ -224,10 +226,15 @@ impl Store {
         }
     }
 
+    /// Asks the registry one thing.
+    async fn registry(&self, commands: &Pipeline) -> Result<Option<Value>, Error> {
+        Ok(self.0.connections.read(HOME, commands).await?.pop())
+    }
+
     async fn registered(&self, name: &GroupName) -> Result<Entry, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("HMGET").arg(self.0.keys.groups()).arg(name.as_str()).arg(REVISION);
-        let (text, revision): (Option<String>, Option<u64>) = decode(self.0.connections.read(&commands).await?.pop())?;
+        let (text, revision): (Option<String>, Option<u64>) = decode(self.registry(&commands).await?)?;
         let group = text.map(|text| Ok::<_, Error>((Group::parse(name.as_str(), &text)?, text))).transpose()?;
         Ok((group, revision.unwrap_or(0) + 1))
     }
@@ -242,7 +249,7 @@ impl Store {
     async fn register(&self, group: &Group, before: &str) -> Result<bool, Error> {
         let text = serde_json::to_string(group).map_err(|error| Error::Corrupt(error.to_string()))?;
         let command = self.register_command(&group.name, before, &text, group.revision);
-        match self.call(command).await.and_then(|reply| decode::<u8>(Some(reply))) {
+        match self.call(HOME, command).await.and_then(|reply| decode::<u8>(Some(reply))) {
             Ok(1) => Ok(true),
             // A repeat after a lost reply finds what it wrote itself.
             Ok(_) => Ok(self.registered(&group.name).await?.0.is_some_and(|(_, stored)| stored == text)),
@@ -274,7 +281,7 @@ impl Store {
         command.arg("ordering").arg(ordering.as_str()).arg("on_exhausted").arg(on_exhausted.as_str());
         command.arg("lease_ms").arg(lease_ms).arg("max_deliveries").arg(max_deliveries);
         command.arg("max_in_flight").arg(max_in_flight).arg("backoff_ms").arg(backoff.join(","));
-        self.call(command).await.map(drop)
+        self.call(partition, command).await.map(drop)
     }
 
     /// What a start means now, for each partition that a group reads.

@@ -65,7 +65,7 @@ impl Store {
     pub async fn nack(&self, name: &GroupName, nack: &Nack<'_>, leases: &[LeaseToken]) -> Result<Vec<Settled>, Error> {
         let nacks = |group: Arc<Group>, partition, leases: Arc<Vec<LeaseToken>>| {
             let command = self.nack_command(&group, partition, nack, &leases);
-            async move { answers(self.call(command).await?, leases.len()) }
+            async move { answers(self.call(partition, command).await?, leases.len()) }
         };
         let answers = self.settle(name, leases, sought(), nacks).await?;
         if nack.action == "retry" {
@@ -98,7 +98,7 @@ impl Store {
             command.arg(lease_ms.map(|ms| ms.to_string()).unwrap_or_default());
             let command = with_leases(command, leases.iter());
             async move {
-                let (deadline, words): (u64, Value) = decode(Some(self.call(command).await?))?;
+                let (deadline, words): (u64, Value) = decode(Some(self.call(partition, command).await?))?;
                 Ok(answers(words, leases.len())?.into_iter().map(|settled| (settled, deadline)).collect())
             }
         };
@@ -113,7 +113,7 @@ impl Store {
         nack: &Nack<'_>,
         leases: &[LeaseToken],
     ) -> Result<(), Error> {
-        self.call(self.nack_command(group, partition, nack, leases)).await.map(drop)
+        self.call(partition, self.nack_command(group, partition, nack, leases)).await.map(drop)
     }
 
     fn nack_command(&self, group: &Group, partition: Partition, nack: &Nack<'_>, leases: &[LeaseToken]) -> Cmd {

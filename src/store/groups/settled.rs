@@ -82,7 +82,7 @@ impl Store {
     async fn floor(&self, group: &Group, partition: Partition) -> Result<u64, Error> {
         let mut command = self.group_command("es_settled", group, partition, []);
         command.arg(&group.generation);
-        match self.call(command).await {
+        match self.call(partition, command).await {
             // This partition has not been asked yet.
             Err(Error::GroupNotFound) => Ok(0),
             answered => decode(Some(answered?)),

@@ -69,7 +69,7 @@ impl Store {
                 .with_copy(name, partition, |group| async move {
                     let mut command = self.group_command("es_expire", &group, partition, []);
                     command.arg(&group.generation).arg(random()).arg(left_out).arg(LOOK);
-                    let (left_out, chores): (i64, Vec<String>) = decode(Some(self.call(command).await?))?;
+                    let (left_out, chores): (i64, Vec<String>) = decode(Some(self.call(partition, command).await?))?;
                     self.do_chores(&group, partition, chores).await?;
                     Ok(left_out)
                 })
@@ -82,7 +82,7 @@ impl Store {
         let told = |group: Arc<Group>| async move {
             let mut command = self.group_command("es_status", &group, partition, []);
             command.arg(&group.generation);
-            decode(Some(self.call(command).await?))
+            decode(Some(self.call(partition, command).await?))
         };
         let reply: Vec<u64> = self.with_copy(&group.name, partition, told).await?;
         let [lag, in_flight, waiting, held, stopped, parked, oldest, cursor, asked, now] = reply[..] else {

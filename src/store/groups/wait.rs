@@ -1,6 +1,10 @@
 //! Waiting for something to hand out.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::future::select_all;
 use tokio::{sync::Mutex, time::timeout_at};
@@ -38,6 +42,9 @@ struct Looked {
     /// When the next look is due without one; `None`: not at all.
     again: Option<Instant>,
 }
+
+/// In how long it is looked again at a partition whose Redis did not answer.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// One who waits for a partition.
 type Waiters = Vec<(Partition, Waiter)>;
@@ -86,10 +93,12 @@ impl Store {
             *known = Known::default();
             return self.wait_first(name, asked, &mut known, waiters, until, stop).await;
         }
-        let found = self.look(name, asked).await?;
-        if !found.is_empty() {
-            return Ok(Some(found));
-        }
+        let found = match self.look(name, asked).await {
+            Ok(found) if !found.is_empty() => return Ok(Some(found)),
+            // Whoever is the first will know whether there is anything to wait for.
+            Err(error) if !error.is_passing() => return Err(error),
+            _ => Vec::new(),
+        };
         let first = tokio::select! {
             first = timeout_at(until.into(), line.lock()) => first,
             () = stop.cancelled() => return Ok(Some(found)),
@@ -142,7 +151,7 @@ impl Store {
         known: &mut Known,
         waiters: &Waiters,
     ) -> Result<Vec<Delivery>, Error> {
-        let mut found = Vec::new();
+        let (mut found, mut away) = (Vec::new(), 0);
         for (partition, waiter) in waiters {
             let (now, wakes) = (Instant::now(), waiter.wakes());
             let looked = known.0.entry(*partition).or_insert(Looked { wakes, again: Some(now) });
@@ -155,7 +164,16 @@ impl Store {
             if room == 0 {
                 continue;
             }
-            let next = self.next_in(name, *partition, &asked.consumer, room).await?;
+            let next = match self.next_in(name, *partition, &asked.consumer, room).await {
+                Ok(next) => next,
+                // Others may have something, now or soon.
+                Err(error) if error.is_passing() && away + 1 < waiters.len() => {
+                    away += 1;
+                    looked.again = Some(Instant::now() + AWAY);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             looked.again = if next.more { Some(now) } else { next.due_in.map(|due| Instant::now() + due) };
             found.extend(next.deliveries);
         }

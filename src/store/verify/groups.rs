@@ -27,7 +27,7 @@ impl Verifier {
     pub(super) async fn walk_groups(&self) -> Result<(), Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("HKEYS").arg(self.keys.groups());
-        let names: Vec<String> = decode(self.connections.read(&commands).await?.pop())?;
+        let names: Vec<String> = decode(self.connections.read(Partition::FIRST, &commands).await?.pop())?;
         for name in names.iter().filter(|name| *name != REVISION) {
             self.note(|report| report.groups += 1);
             for partition in self.partitions.all() {
@@ -42,7 +42,7 @@ impl Verifier {
     async fn registered(&self, name: &str, partition: Partition) -> Result<Option<Group>, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("HGET").arg(self.keys.groups()).arg(name);
-        let text: Option<String> = decode(self.connections.read(&commands).await?.pop())?;
+        let text: Option<String> = decode(self.connections.read(Partition::FIRST, &commands).await?.pop())?;
         let group = text.map(|text| Group::parse(name, &text)).transpose()?;
         Ok(group.filter(|group| match &group.settings.stream {
             Some(stream) => self.partitions.of(stream) == partition,
@@ -59,42 +59,43 @@ impl Verifier {
         let Some(group) = self.registered(name, partition).await? else { return Ok((wrong, ())) };
         let place = format!("group {name} in partition {}", partition.get());
         let keys = self.group_keys(&group, partition);
-        let Some(pending) = self.native(&keys[0], name).await? else {
+        let Some(pending) = self.native(partition, &keys[0], name).await? else {
             wrong.insert(format!("{place}: Redis has no consumer group of this name on {}", keys[0]));
             return Ok((wrong, ()));
         };
-        let size = self.size(&keys).await? + pending;
+        let size = self.size(partition, &keys).await? + pending;
         if size > STEP {
             self.tell(format!("{place}: not compared, its {size} entries are too many for one step"));
             return Ok((wrong, ()));
         }
-        let snapshot = self.snapshot(&keys, name).await?;
+        let snapshot = self.snapshot(partition, &keys, name).await?;
         let suspects = snapshot.judge(&group, &place, &mut wrong);
         self.find_leased(&group, partition, &place, &snapshot, &suspects, &mut wrong).await?;
         Ok((wrong, ()))
     }
 
     /// How many entries Redis' own group has pending; `None` where there is no such group.
-    async fn native(&self, source: &str, name: &str) -> Result<Option<u64>, Error> {
+    async fn native(&self, partition: Partition, source: &str, name: &str) -> Result<Option<u64>, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XPENDING").arg(source).arg(name);
-        let summary: Result<(u64, Value, Value, Value), _> = decode(self.connections.ask(&commands).await?.pop());
+        let summary: Result<(u64, Value, Value, Value), _> =
+            decode(self.connections.ask(partition, &commands).await?.pop());
         Ok(summary.ok().map(|(pending, ..)| pending))
     }
 
     /// Entries of all keys but those of what is parked.
-    async fn size(&self, keys: &[String]) -> Result<u64, Error> {
+    async fn size(&self, partition: Partition, keys: &[String]) -> Result<u64, Error> {
         let mut commands = Pipeline::with_capacity(6);
         for (command, key) in [("ZCARD", 2), ("HLEN", 3), ("ZCARD", 4), ("HLEN", 7), ("ZCARD", 8), ("ZCARD", 9)] {
             commands.cmd(command).arg(&keys[key]);
         }
         let sizes: Result<Vec<u64>, Error> =
-            self.connections.read(&commands).await?.into_iter().map(|reply| decode(Some(reply))).collect();
+            self.connections.read(partition, &commands).await?.into_iter().map(|reply| decode(Some(reply))).collect();
         Ok(sizes?.into_iter().sum())
     }
 
     /// All that a group has in a partition, but for what is parked, in one step.
-    async fn snapshot(&self, keys: &[String], name: &str) -> Result<Snapshot, Error> {
+    async fn snapshot(&self, partition: Partition, keys: &[String], name: &str) -> Result<Snapshot, Error> {
         let mut commands = Pipeline::with_capacity(9);
         commands.atomic();
         commands.cmd("HGETALL").arg(&keys[1]).cmd("ZRANGE").arg(&keys[2]).arg(0).arg(-1);
@@ -103,7 +104,8 @@ impl Verifier {
         commands.cmd("ZRANGE").arg(&keys[9]).arg(0).arg(-1).cmd("XINFO").arg("GROUPS").arg(&keys[0]);
         commands.cmd("XPENDING").arg(&keys[0]).arg(name).arg("-").arg("+").arg(STEP);
         commands.cmd("ZCARD").arg(&keys[5]).cmd("HLEN").arg(&keys[6]);
-        let mut redis = self.connections.exclusive().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let redis = self.connections.exclusive(partition).await;
+        let mut redis = redis.map_err(|error| Error::Unavailable(error.to_string()))?;
         let replies: Vec<Value> =
             commands.query_async(&mut redis).await.map_err(|error| Error::Corrupt(error.to_string()))?;
         let mut replies = replies.into_iter();
@@ -146,7 +148,7 @@ impl Verifier {
             for (position, _) in leases {
                 commands.cmd("XRANGE").arg(source).arg(format!("0-{position}")).arg(format!("0-{position}"));
             }
-            for ((position, text), reply) in leases.iter().zip(self.connections.ask(&commands).await?) {
+            for ((position, text), reply) in leases.iter().zip(self.connections.ask(partition, &commands).await?) {
                 let entries: Vec<(String, Vec<String>)> = decode(Some(reply)).unwrap_or_default();
                 if entries.is_empty() {
                     continue;
@@ -175,18 +177,24 @@ impl Verifier {
         loop {
             let mut commands = Pipeline::with_capacity(1);
             commands.cmd("ZRANGEBYSCORE").arg(&keys[5]).arg(&after).arg("+inf").arg("LIMIT").arg(0).arg(PARKED);
-            let positions: Vec<String> = decode(self.connections.read(&commands).await?.pop())?;
+            let positions: Vec<String> = decode(self.connections.read(partition, &commands).await?.pop())?;
             let Some(last) = positions.last() else { return Ok(()) };
             after = format!("({last}");
-            let place = format!("group {name} in partition {}", partition.get());
-            self.judge(async || self.look_at_parked(&keys, &place, &positions).await).await?;
+            self.judge(async || self.look_at_parked(name, partition, &keys, &positions).await).await?;
         }
     }
 
-    async fn look_at_parked(&self, keys: &[String], place: &str, positions: &[String]) -> Result<(Lines, ()), Error> {
+    async fn look_at_parked(
+        &self,
+        name: &str,
+        partition: Partition,
+        keys: &[String],
+        positions: &[String],
+    ) -> Result<(Lines, ()), Error> {
+        let place = format!("group {name} in partition {}", partition.get());
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("HMGET").arg(&keys[6]).arg(positions);
-        let infos: Vec<Option<String>> = decode(self.connections.read(&commands).await?.pop())?;
+        let infos: Vec<Option<String>> = decode(self.connections.read(partition, &commands).await?.pop())?;
         let mut commands = Pipeline::with_capacity(4 * positions.len());
         commands.atomic();
         for (position, info) in positions.iter().zip(&infos) {
@@ -196,7 +204,8 @@ impl Verifier {
             commands.cmd("ZSCORE").arg(&keys[4]).arg(format!("{position}:{version}:{stream}"));
             commands.cmd("ZSCORE").arg(&keys[8]).arg(format!("{stream}|{position:0>16}|{version}"));
         }
-        let mut redis = self.connections.exclusive().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let redis = self.connections.exclusive(partition).await;
+        let mut redis = redis.map_err(|error| Error::Unavailable(error.to_string()))?;
         let replies: Vec<Value> =
             commands.query_async(&mut redis).await.map_err(|error| Error::Corrupt(error.to_string()))?;
         let mut wrong = Lines::new();

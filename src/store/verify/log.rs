@@ -49,7 +49,7 @@ impl Verifier {
     /// That no entry is missing at the end.
     async fn look_at_end(&self, partition: Partition) -> Result<(Lines, ()), Error> {
         let mut wrong = Lines::new();
-        let Some(info) = self.stream_info(&self.keys.log(partition)).await? else { return Ok((wrong, ())) };
+        let Some(info) = self.stream_info(partition, &self.keys.log(partition)).await? else { return Ok((wrong, ())) };
         let (given, last) = (info.last_given, info.last);
         if last.as_ref().is_some_and(|last| *last != given) {
             let last = last.unwrap_or_default();
@@ -64,7 +64,7 @@ impl Verifier {
         let mut commands = Pipeline::with_capacity(1);
         let from = after.unwrap_or("-");
         commands.cmd("XRANGE").arg(self.keys.log(partition)).arg(from).arg("+").arg("COUNT").arg(PIECE + 1);
-        let replies = self.connections.ask(&commands).await?;
+        let replies = self.connections.ask(partition, &commands).await?;
         if refusal(replies.first()).is_some() {
             wrong.insert(format!("the log of partition {} is no stream", partition.get()));
             return Ok((wrong, piece));
@@ -112,7 +112,7 @@ impl Verifier {
             commands.cmd("XRANGE").arg(self.keys.events(partition, stream)).arg(&id).arg(&id);
             commands.cmd("HMGET").arg(self.keys.stream(partition, stream)).arg("removed").arg("tombstone");
         }
-        let mut replies = self.connections.ask(&commands).await?.into_iter();
+        let mut replies = self.connections.ask(partition, &commands).await?.into_iter();
         let mut removed = 0;
         for pointer in pointers {
             let Pointer { position, stream, version, kind } = pointer;

@@ -78,10 +78,10 @@ impl Verifier {
     /// # Errors
     /// [`StartError`], in one sentence each.
     pub async fn open(config: StoreConfig, looked_at: Box<dyn Fn(u64) + Send + Sync>) -> Result<Self, StartError> {
-        let StoreConfig { address, namespace, partitions, timeout, .. } = config;
-        let connections = Connections::new(address, timeout)?;
-        let keys = Keys::new(&namespace, partitions);
-        health::check_version(&connections).await?;
+        let (connections, keys, partitions) = (Connections::open(&config).await?, config.keys(), config.partitions);
+        for (primary, _) in connections.primaries() {
+            health::check_version(&primary).await?;
+        }
         Migrations::default().check(&connections, &keys).await?;
         migrations::check_partitions(&connections, &keys, partitions).await?;
         let (report, largest) = (Mutex::default(), AtomicUsize::new(0));

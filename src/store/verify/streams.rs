@@ -1,6 +1,6 @@
 //! The streams: versions without a gap, whole events, each with its place in the log; and the indexes of their ids.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use futures::StreamExt as _;
 use redis::{Pipeline, Value};
@@ -14,6 +14,7 @@ use crate::{
     model::{Error, EventId, Partition, StreamId, Version},
     store::{
         pointers::{self, Pointer},
+        primary::Primary,
         read::{decode, entries, entry_number},
     },
 };
@@ -30,12 +31,19 @@ pub(super) struct Info {
 
 impl Verifier {
     pub(super) async fn walk_streams(&self) -> Result<(), Error> {
+        for (primary, _) in self.connections.primaries() {
+            self.walk_streams_of(&primary).await?;
+        }
+        Ok(())
+    }
+
+    async fn walk_streams_of(&self, primary: &Arc<Primary>) -> Result<(), Error> {
         let mut cursor = 0_u64;
         loop {
             let mut commands = Pipeline::with_capacity(1);
             commands.cmd("SCAN").arg(cursor).arg("MATCH").arg(self.keys.events_pattern()).arg("COUNT").arg(500);
             let keys: Vec<Vec<u8>>;
-            (cursor, keys) = decode(self.connections.read(&commands).await?.pop())?;
+            (cursor, keys) = decode(self.connections.ask_at(primary, &commands).await?.pop())?;
             let walks = keys.iter().map(|key| self.walk_stream(String::from_utf8_lossy(key).into_owned()));
             let mut walks = futures::stream::iter(walks).buffer_unordered(STREAMS);
             while let Some(walked) = walks.next().await {
@@ -82,7 +90,7 @@ impl Verifier {
         let mut commands = Pipeline::with_capacity(2);
         commands.cmd("TYPE").arg(key);
         commands.cmd("HMGET").arg(self.keys.stream(partition, stream)).arg("removed").arg("tombstone");
-        let mut replies = self.connections.ask(&commands).await?.into_iter();
+        let mut replies = self.connections.ask(partition, &commands).await?.into_iter();
         let kind: String = decode(replies.next())?;
         if kind != "stream" {
             if kind != "none" {
@@ -91,7 +99,9 @@ impl Verifier {
             return Ok((wrong, false));
         }
         let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next()).unwrap_or_default();
-        let Some(info) = self.stream_info(key).await?.filter(|_| tombstone.is_none()) else { return Ok((wrong, true)) };
+        let Some(info) = self.stream_info(partition, key).await?.filter(|_| tombstone.is_none()) else {
+            return Ok((wrong, true));
+        };
         let (Some(given), removed) = (entry_number(&info.last_given), removed.unwrap_or(0)) else {
             wrong.insert(format!("stream {stream}: was not written by Streamkeep, its last id is {}", info.last_given));
             return Ok((wrong, false));
@@ -122,7 +132,7 @@ impl Verifier {
         let (key, from) = (self.keys.events(partition, stream), after.unwrap_or("-"));
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XRANGE").arg(key).arg(from).arg("+").arg("COUNT").arg(self.piece() + 1);
-        let mut found = raw_entries(self.connections.read(&commands).await?.pop())?;
+        let mut found = raw_entries(self.connections.read(partition, &commands).await?.pop())?;
         let mut previous = None;
         if after.is_some() && found.first().map(|(id, _)| id.as_str()) == after {
             previous = entry_number(&found.remove(0).0);
@@ -159,7 +169,7 @@ impl Verifier {
             commands.cmd("XRANGE").arg(&log).arg(&id).arg(&id);
         }
         commands.cmd("XRANGE").arg(&log).arg("-").arg("+").arg("COUNT").arg(1);
-        let mut replies = self.connections.ask(&commands).await?;
+        let mut replies = self.connections.ask(partition, &commands).await?;
         let first: Vec<(String, Vec<String>)> = decode(replies.pop()).unwrap_or_default();
         let begins = first.first().map_or(Some(u64::MAX), |(id, _)| entry_number(id)).unwrap_or(0);
         for (event, reply) in events.iter().zip(replies) {
@@ -188,7 +198,7 @@ impl Verifier {
         loop {
             let mut commands = Pipeline::with_capacity(1);
             commands.cmd("HSCAN").arg(&key).arg(cursor).arg("COUNT").arg(PIECE);
-            let replies = self.connections.ask(&commands).await?;
+            let replies = self.connections.ask(partition, &commands).await?;
             if refusal(replies.first()).is_some() {
                 return self.judge(async || Ok((Lines::from([format!("key {key} is no hash")]), ()))).await;
             }
@@ -213,7 +223,7 @@ impl Verifier {
         let mut commands = Pipeline::with_capacity(2);
         commands.cmd("HMGET").arg(self.keys.ids(partition, stream)).arg(forms);
         commands.cmd("HMGET").arg(self.keys.stream(partition, stream)).arg("removed").arg("tombstone");
-        let mut replies = self.connections.read(&commands).await?.into_iter();
+        let mut replies = self.connections.read(partition, &commands).await?.into_iter();
         let versions: Vec<Option<String>> = decode(replies.next())?;
         let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next())?;
         let mut wrong = Lines::new();
@@ -227,7 +237,7 @@ impl Verifier {
         if known.is_empty() {
             return Ok((wrong, ()));
         }
-        for ((form, text), reply) in known.into_iter().zip(self.connections.ask(&commands).await?) {
+        for ((form, text), reply) in known.into_iter().zip(self.connections.ask(partition, &commands).await?) {
             let version = Version::parse(text).unwrap_or_default().get();
             let event = match entries(stream, Some(reply)) {
                 Ok(mut events) => events.pop(),
@@ -246,10 +256,10 @@ impl Verifier {
     }
 
     /// What Redis says of a stream; `None` where it is not there, or no stream.
-    pub(super) async fn stream_info(&self, key: &str) -> Result<Option<Info>, Error> {
+    pub(super) async fn stream_info(&self, partition: Partition, key: &str) -> Result<Option<Info>, Error> {
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XINFO").arg("STREAM").arg(key);
-        let mut replies = self.connections.ask(&commands).await?;
+        let mut replies = self.connections.ask(partition, &commands).await?;
         if refusal(replies.first()).is_some() {
             return Ok(None);
         }

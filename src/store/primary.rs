@@ -1,0 +1,278 @@
+//! One server that takes writes, and all connections to it: shared ones for reads, exclusive ones from a pool, and those
+//! that the writers keep.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use deadpool_redis::{Manager, Pool, PoolError, Runtime};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection,
+};
+use tokio::{
+    sync::{Mutex, Notify},
+    time::timeout_at,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{
+    DurabilityConfig, Standing, StartError, errors, errors::Refusal, metrics::StoreMetrics, refusal, topology,
+    writers::Writers,
+};
+
+/// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
+const SHARED: usize = 2;
+/// Exclusive connections: migrations, loading and checks, none of them on the way of a request.
+const EXCLUSIVE: usize = 4;
+
+/// How primaries are used, whichever they are.
+#[derive(Clone)]
+pub(super) struct Usage {
+    /// For each call, all of it.
+    pub timeout: Duration,
+    /// Tasks that append.
+    pub writers: usize,
+    /// Most appends that wait for one of these.
+    pub queued_max: usize,
+    /// What appends must survive.
+    pub durability: DurabilityConfig,
+    /// What is counted.
+    pub metrics: StoreMetrics,
+    /// Told when a call had no answer, or was refused: another server may be primary now.
+    pub doubted: Arc<Notify>,
+    /// Told when primaries are to be looked at before their time.
+    pub unseen: Arc<Notify>,
+}
+
+/// A server, and how to connect to it.
+pub(super) struct Server {
+    client: Client,
+    usage: Usage,
+    change: Change,
+}
+
+/// Whether another server may take the place of one.
+pub(super) enum Change {
+    /// Never: there is only this one.
+    Never,
+    /// It may; told when it has.
+    May {
+        /// Told when this one is primary no more: whatever waits for it is to ask another one.
+        retired: CancellationToken,
+        /// Whether it may turn into a replica that says nothing of it to those who read.
+        silent: bool,
+    },
+}
+
+impl Server {
+    fn config(&self, patience: Duration) -> AsyncConnectionConfig {
+        connection_config(self.usage.timeout, patience)
+    }
+
+    /// A new connection for a task that keeps it.
+    pub(super) async fn open(&self) -> RedisResult<MultiplexedConnection> {
+        self.open_for(self.usage.timeout).await
+    }
+
+    /// A new connection for commands each of which may take as long as `patience`.
+    pub(super) async fn open_for(&self, patience: Duration) -> RedisResult<MultiplexedConnection> {
+        let config = self.config(patience);
+        let connect = async {
+            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+            if matches!(self.change, Change::May { silent: true, .. }) && !topology::role(&mut connection).await? {
+                return Err(RedisError::from((ErrorKind::Client, "it is no primary")));
+            }
+            Ok(connection)
+        };
+        self.while_primary(connect).await
+    }
+
+    /// Gives a call up, as if its connection had broken, when this server is primary no more.
+    pub(super) async fn while_primary<T>(&self, call: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+        match &self.change {
+            Change::Never => call.await,
+            Change::May { retired, .. } => tokio::select! {
+                answer = call => answer,
+                () = retired.cancelled() => Err(RedisError::from((ErrorKind::Io, "another server is primary now"))),
+            },
+        }
+    }
+
+    /// Whether it is one of a cluster.
+    pub(super) fn is_of_cluster(&self) -> bool {
+        matches!(self.change, Change::May { silent: false, .. })
+    }
+
+    /// Whether another server has taken its place.
+    pub(super) fn is_retired(&self) -> bool {
+        matches!(&self.change, Change::May { retired, .. } if retired.is_cancelled())
+    }
+
+    /// Another server has taken its place, or may have: whoever knows is to be asked.
+    pub(super) fn doubt(&self) {
+        self.usage.doubted.notify_one();
+    }
+
+    /// It gives another level of durability than was seen: it is to be looked at soon.
+    pub(super) fn look_again(&self) {
+        self.usage.unseen.notify_one();
+    }
+
+    /// What appends must survive.
+    pub(super) fn durability(&self) -> DurabilityConfig {
+        self.usage.durability
+    }
+
+    /// What is counted.
+    pub(super) fn metrics(&self) -> &StoreMetrics {
+        &self.usage.metrics
+    }
+}
+
+/// A connection that all share who read. Opened when first used, and anew after it broke.
+#[derive(Default)]
+struct Shared {
+    open: ArcSwapOption<MultiplexedConnection>,
+    opening: Mutex<()>,
+}
+
+impl Shared {
+    async fn get(&self, server: &Server) -> RedisResult<Arc<MultiplexedConnection>> {
+        if let Some(open) = self.open.load_full() {
+            return Ok(open);
+        }
+        let _only_one = self.opening.lock().await;
+        if let Some(open) = self.open.load_full() {
+            return Ok(open);
+        }
+        let opened = Arc::new(server.open().await?);
+        self.open.store(Some(Arc::clone(&opened)));
+        Ok(opened)
+    }
+
+    /// Not used again, unless somebody has opened another one already.
+    fn close(&self, broken: &Arc<MultiplexedConnection>) {
+        self.open.compare_and_swap(broken, None);
+    }
+}
+
+/// One server that takes writes.
+pub(super) struct Primary {
+    /// Where it is.
+    pub(super) addr: ConnectionAddr,
+    pub(super) server: Arc<Server>,
+    shared: [Shared; SHARED],
+    next: AtomicUsize,
+    pub(super) pool: Pool,
+    pub(super) writers: Writers,
+    /// For what replicas have to confirm: others do not wait for that.
+    pub(super) waiting_writers: Writers,
+    /// What it gives, as last seen.
+    pub(super) standing: ArcSwap<Standing>,
+    /// It did not answer when it was last asked, for as long as a call may take.
+    away: AtomicBool,
+}
+
+impl Primary {
+    /// Connects when first used. `had_replicas`: see [`Standing::unseen`].
+    pub(super) fn new(
+        info: ConnectionInfo,
+        usage: &Usage,
+        change: Change,
+        had_replicas: bool,
+    ) -> Result<Arc<Self>, StartError> {
+        let timeout = usage.timeout;
+        let manager = Manager::new_with_config(info.clone(), connection_config(timeout, timeout))?;
+        let pool = Pool::builder(manager)
+            .max_size(EXCLUSIVE)
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(timeout))
+            .create_timeout(Some(timeout))
+            .recycle_timeout(Some(timeout))
+            .build()
+            .map_err(|error| RedisError::from((ErrorKind::Client, "pool", error.to_string())))?;
+        let addr = info.addr().clone();
+        let server = Arc::new(Server { client: Client::open(info)?, usage: usage.clone(), change });
+        let replicas = Some(usage.durability.replicas);
+        let [writers, waiting_writers] =
+            [None, replicas].map(|replicas| Writers::start(&server, usage.writers, usage.queued_max, replicas));
+        let standing = ArcSwap::from_pointee(Standing::unseen(usage.durability, had_replicas));
+        let (shared, next, away) = (Default::default(), AtomicUsize::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Self { addr, server, shared, next, pool, writers, waiting_writers, standing, away }))
+    }
+
+    /// Its address, as logs and metrics name it.
+    pub(super) fn name(&self) -> String {
+        self.addr.to_string()
+    }
+
+    /// A connection of one's own, given back when dropped. Costs a round trip (deadpool asks whether it still lives).
+    ///
+    /// # Errors
+    /// Redis cannot be reached, or refuses, or all are in use for longer than the timeout.
+    pub(super) async fn exclusive(&self) -> Result<deadpool_redis::Connection, PoolError> {
+        match self.pool.get().await {
+            Err(PoolError::Backend(error)) => {
+                let said = if error.is_connection_dropped() { refusal::of(&self.addr).await } else { None };
+                Err(PoolError::Backend(said.unwrap_or(error)))
+            }
+            got => got,
+        }
+    }
+
+    /// Appends that wait for a writer.
+    pub(super) fn queued(&self) -> usize {
+        self.writers.queued() + self.waiting_writers.queued()
+    }
+
+    /// Sends commands over a shared connection, in one round trip, and gives one reply for each.
+    ///
+    /// # Errors
+    /// There is no connection, it broke, or no answer came until `deadline`: then it is not used again, for it may be one
+    /// that nothing comes from any more.
+    pub(super) async fn send(&self, commands: &Pipeline, deadline: Instant) -> RedisResult<Vec<Value>> {
+        let shared = &self.shared[self.next.fetch_add(1, Ordering::Relaxed) % SHARED];
+        let silent = |_| RedisError::from((ErrorKind::Io, "no answer in time"));
+        let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(silent)??;
+        let mut connection = MultiplexedConnection::clone(&open);
+        let replies = self.server.while_primary(connection.send_packed_commands(commands, 0, commands.len()));
+        let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|late| Err(silent(late)));
+        let broken = match &replies {
+            Ok(replies) => replies.iter().any(|reply| errors::refusal(reply) == Some(Refusal::Demoted)),
+            Err(error) => error.code().is_none(),
+        };
+        if broken {
+            shared.close(&open);
+        } else if self.is_away() {
+            self.set_away(false);
+        }
+        replies
+    }
+
+    /// Whether it did not answer when it was last asked.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    /// It is one no more. What waits for it is given up, as if its connections had broken.
+    pub(super) fn retire(&self) {
+        if let Change::May { retired, .. } = &self.server.change {
+            retired.cancel();
+        }
+    }
+}
+
+/// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.
+fn connection_config(timeout: Duration, patience: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(patience))
+}

@@ -1,0 +1,134 @@
+//! A cluster that changes under load: a primary dies, a replica takes over, a slot moves to another shard.
+
+use std::time::Instant;
+
+use redis::Cmd;
+
+use crate::{
+    app::{TestApp, eventually},
+    checker::{Violation, check},
+    cluster_set::{Cluster, stream_in},
+    end::read_end_of,
+    load::Load,
+    sentinel::{failovers, is_structural},
+};
+
+const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
+const PARTITIONS: u16 = 8;
+
+async fn acked(load: &Load, count: usize) {
+    let until = load.recorder.acked() + count;
+    eventually("appends are acknowledged", async || load.recorder.acked() >= until).await;
+}
+
+/// What became of the load, without what is explained by acknowledged appends that were lost; and how many these are.
+async fn outcome(cluster: &Cluster, load: &Load, app: &TestApp) -> (Vec<Violation>, usize) {
+    let calls = load.recorder.take();
+    let end = read_end_of(&app.url, cluster.homes(PARTITIONS).await).await;
+    let violations = check(&calls, &end);
+    let lost = violations.iter().filter(|violation| matches!(violation, Violation::Lost { .. })).count();
+    println!("{} calls, {} acked, {lost} lost", calls.len(), load.recorder.acked());
+    (violations, lost)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_primary_is_followed_by_its_replica() {
+    let mut cluster = Cluster::start(3, true).await;
+    let app = cluster.app(PARTITIONS).await;
+    let load = Load::new(16, vec![app.url.clone()]);
+    let writers = load.start();
+    acked(&load, 500).await;
+    let (dies, lives) = (cluster.home(1).await, cluster.home(0).await);
+    assert_ne!(dies, lives);
+    let (stream, other) = (stream_in(&app, 1), stream_in(&app, 0));
+    let began = Instant::now();
+    cluster.servers[dies].kill().await;
+    app.append(&other, ONE).await.expect(201);
+    println!("another shard: {:?}", began.elapsed());
+    eventually("its partitions are back", async || app.append(&stream, ONE).await.status == 201).await;
+    println!("acknowledged again after {:?}", began.elapsed());
+    assert_eq!(cluster.home(1).await, cluster.replica_of(dies));
+    acked(&load, 500).await;
+    cluster.servers[dies].run().await;
+    eventually("the old primary follows", async || cluster.servers[dies].info("role").await == "slave").await;
+    acked(&load, 500).await;
+    load.stop.cancel();
+    writers.join_all().await;
+    assert_eq!(failovers(&app).await, 1);
+    let (violations, _) = outcome(&cluster, &load, &app).await;
+    // The two appends of this test itself are strangers to the load.
+    let violations: Vec<_> = violations.into_iter().filter(is_structural).filter(|of| !is_own(of)).collect();
+    assert_eq!(violations, []);
+}
+
+/// Of a stream that the load does not write to.
+fn is_own(violation: &Violation) -> bool {
+    matches!(violation, Violation::Stranger { stream, .. } if stream.starts_with("order-"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_over_by_hand_loses_nothing() {
+    let cluster = Cluster::start(3, true).await;
+    let app = cluster.app(PARTITIONS).await;
+    let load = Load::new(16, vec![app.url.clone()]);
+    let writers = load.start();
+    acked(&load, 500).await;
+    let from = cluster.home(1).await;
+    for (one, other) in [(from, cluster.replica_of(from)), (cluster.replica_of(from), from)] {
+        cluster.servers[other].ask::<()>("CLUSTER FAILOVER").await;
+        eventually("it has taken over", async || cluster.servers[other].info("role").await == "master").await;
+        eventually("the old one follows", async || cluster.servers[one].info("master_link_status").await == "up").await;
+        acked(&load, 500).await;
+    }
+    load.stop.cancel();
+    writers.join_all().await;
+    let (violations, _) = outcome(&cluster, &load, &app).await;
+    assert_eq!(violations, []);
+}
+
+/// Moves a partition's slot from a server to another as operators do, key by key.
+async fn move_slot(cluster: &Cluster, partition: u16, from: usize, to: usize) {
+    let (from, to) = (&cluster.servers[from], &cluster.servers[to]);
+    let slot: u16 = from.ask(&format!("CLUSTER KEYSLOT {{{partition}}}")).await;
+    let (from_id, to_id): (String, String) = (from.ask("CLUSTER MYID").await, to.ask("CLUSTER MYID").await);
+    to.ask::<()>(&format!("CLUSTER SETSLOT {slot} IMPORTING {from_id}")).await;
+    from.ask::<()>(&format!("CLUSTER SETSLOT {slot} MIGRATING {to_id}")).await;
+    loop {
+        let keys: Vec<String> = from.ask(&format!("CLUSTER GETKEYSINSLOT {slot} 3")).await;
+        if keys.is_empty() {
+            break;
+        }
+        let mut migrate = Cmd::new();
+        migrate.arg("MIGRATE").arg(to.address.ip().to_string()).arg(to.address.port()).arg("").arg(0).arg(5_000);
+        migrate.arg("KEYS").arg(keys);
+        migrate.exec_async(&mut from.connection().await).await.unwrap();
+    }
+    for server in [to, from] {
+        server.ask::<()>(&format!("CLUSTER SETSLOT {slot} NODE {to_id}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slot_that_moves_there_and_back_loses_nothing() {
+    let cluster = Cluster::start(3, false).await;
+    let app = cluster.app(PARTITIONS).await;
+    let load = Load::new(16, vec![app.url.clone()]);
+    let writers = load.start();
+    acked(&load, 500).await;
+    let (from, to) = (cluster.home(1).await, cluster.home(0).await);
+    assert_ne!(from, to);
+    for (from, to) in [(from, to), (to, from)] {
+        // The one that it comes to does not know the functions.
+        cluster.servers[to].ask::<()>("FUNCTION FLUSH").await;
+        let began = Instant::now();
+        move_slot(&cluster, 1, from, to).await;
+        println!("moved in {:?}", began.elapsed());
+        eventually("all know", async || cluster.home(1).await == to).await;
+        acked(&load, 500).await;
+    }
+    load.stop.cancel();
+    writers.join_all().await;
+    assert_eq!(failovers(&app).await, 0, "a slot that moves is no failover");
+    let (violations, _) = outcome(&cluster, &load, &app).await;
+    assert_eq!(violations, []);
+}
