@@ -103,6 +103,7 @@ fn other_config(cluster: &Cluster, partitions: u16) -> streamkeep::store::StoreC
         queued_max: 100,
         timeout: Duration::from_secs(20),
         migrate: true,
+        durability: streamkeep::store::DurabilityConfig::default(),
         library: streamkeep::store::Library::default(),
     }
 }

@@ -256,7 +256,7 @@ async fn a_lost_reply_is_settled_and_confirmed() {
     let nodes = Nodes::start(1, Always).await;
     let proxy = Proxy::start(&nodes.primary).await;
     let address = proxy.address();
-    let app = TestApp::start_with(nodes.primary.clone(), 1, |test| test.store.address = address).await;
+    let app = TestApp::start_with(nodes.primary.clone(), 1, |test| test.store.address = address.into()).await;
     for (version, fault) in (1..).zip([Fault::RequestLost, Fault::ReplyLost, Fault::ReplyLost]) {
         let _lost = proxy.spoil_next(fault).await;
         let answer = app.append("s-1", ONE).await.expect(201);
@@ -271,7 +271,7 @@ async fn what_a_repeat_finds_is_not_confirmed_by_a_replica_that_hangs() {
     let proxy = Proxy::start(&nodes.primary).await;
     let address = proxy.address();
     let app = TestApp::start_with(nodes.primary.clone(), 1, |test| {
-        test.store.address = address;
+        test.store.address = address.into();
         test.store.durability = floor(Replicated);
         test.store.timeout = TIMEOUT;
     })

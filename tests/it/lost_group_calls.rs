@@ -19,7 +19,7 @@ impl Spoiled {
         let redis = TestRedis::start().await;
         let proxy = Proxy::start(&redis).await;
         let address = proxy.address();
-        let app = TestApp::start_with(redis, 1, |config| config.store.address = address).await;
+        let app = TestApp::start_with(redis, 1, |config| config.store.address = address.into()).await;
         append(&app, "order-1", "placed", events).await;
         TestGroup::create(&app, "g", settings).await;
         Self { app, proxy }

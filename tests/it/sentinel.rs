@@ -9,6 +9,7 @@ use std::{
 use futures::future::join_all;
 use redis::Value;
 use serde_json::json;
+use streamkeep::{model::Durability, store::DurabilityConfig};
 
 use crate::{
     app::{TestApp, TestRedis, eventually, free_address},
@@ -233,7 +234,9 @@ async fn a_primary_that_hangs_is_left_and_may_come_back() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_is_ahead_of_a_lost_failover_hears_it() {
     let mut set = SentinelSet::start().await;
-    let app = set.app(1).await;
+    let at_memory = DurabilityConfig { floor: Some(Durability::Memory), ..DurabilityConfig::default() };
+    let redis = TestRedis::of_set(&set.url());
+    let app = TestApp::start_with(redis, 1, |config| config.store.durability = at_memory).await;
     app.append("order-1", ONE).await.expect(201);
     eventually("the replicas have it", async || {
         join_all(set.servers[1..].iter().map(|replica| replica.ask::<u64>("XLEN log"))).await == [1, 1]
