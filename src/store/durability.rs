@@ -31,12 +31,10 @@ pub struct Standing {
     fsync: bool,
     /// The replicas do too.
     replicas_fsync: bool,
-    /// Replicas that follow closely.
-    online: usize,
+    /// Replicas that follow closely; `None` where nobody has looked yet.
+    online: Option<usize>,
     /// Whether there were as many as needed at some time since this service started.
     had_replicas: bool,
-    /// Somebody has looked.
-    seen: bool,
 }
 
 /// What an append needs, and what it has reached then.
@@ -53,12 +51,12 @@ impl Standing {
     pub(super) fn new(config: DurabilityConfig, fsync: Option<bool>, online: usize) -> Self {
         let fsync = fsync.unwrap_or(config.assert_fsync);
         let had_replicas = online >= config.replicas.into();
-        Self { config, fsync, replicas_fsync: fsync && config.assert_fsync, online, had_replicas, seen: true }
+        Self { config, fsync, replicas_fsync: fsync && config.assert_fsync, online: Some(online), had_replicas }
     }
 
     /// Of a primary that nobody has looked at yet. `had_replicas`: whether there were as many as needed before it.
     pub(super) fn unseen(config: DurabilityConfig, had_replicas: bool) -> Self {
-        Self { had_replicas, seen: false, ..Self::new(config, Some(false), 0) }
+        Self { had_replicas, online: None, ..Self::new(config, Some(false), 0) }
     }
 
     /// Whether there were as many replicas as needed at some time.
@@ -68,7 +66,7 @@ impl Standing {
 
     /// Whether somebody has looked.
     pub(super) fn was_seen(&self) -> bool {
-        self.seen
+        self.online.is_some()
     }
 
     /// Remembers what was so before.
@@ -78,7 +76,7 @@ impl Standing {
 
     /// Whether the level can be reached now.
     fn gives(&self, level: Durability) -> bool {
-        let replicated = self.online >= self.config.replicas.into();
+        let replicated = self.online() >= self.config.replicas.into();
         self.config.engine_durable
             || match level {
                 Durability::Memory => true,
@@ -143,7 +141,7 @@ impl Standing {
     /// Replicas that follow closely.
     #[must_use]
     pub fn online(&self) -> usize {
-        self.online
+        self.online.unwrap_or(0)
     }
 
     /// Why the floor cannot be reached; `None` where it can.
@@ -152,8 +150,8 @@ impl Standing {
         let floor = self.config.floor.filter(|floor| !self.gives(*floor))?;
         let why = if floor.is_synced() && !self.fsync {
             "Redis does not have appendfsync always, or CONFIG is closed and --assert-fsync is not said".to_owned()
-        } else if floor.is_replicated() && self.online < self.config.replicas.into() {
-            format!("{} of the {} replica(s) that must confirm are there", self.online, self.config.replicas)
+        } else if floor.is_replicated() && self.online() < self.config.replicas.into() {
+            format!("{} of the {} replica(s) that must confirm are there", self.online(), self.config.replicas)
         } else {
             "that the replicas have appendfsync always is for --assert-fsync to say".to_owned()
         };

@@ -181,7 +181,7 @@ fn settled(word: String) -> Settled {
 /// An ordered group looks for the next event of each stream.
 pub(super) fn streams<'a>(group: &Group, leases: impl IntoIterator<Item = &'a LeaseToken>) -> Vec<StreamId> {
     match group.settings.ordering {
-        Ordering::Stream => leases.into_iter().filter_map(|lease| lease.stream()).collect(),
+        Ordering::Stream => leases.into_iter().filter_map(LeaseToken::stream).collect(),
         Ordering::None => Vec::new(),
     }
 }
