@@ -27,7 +27,7 @@ const ACKED: usize = 300;
 /// Fewest appends that a primary acknowledges at `memory` that has lost its replicas.
 const ALONE: usize = 5;
 /// Busy machines take long.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How a primary is lost.
 #[derive(Clone, Copy, Debug)]
