@@ -132,7 +132,7 @@ pub struct AppendResult {
         ("If-Match" = inline(Option<String>), Header, description = "Versions that will do, or `*`", example = "\"7\""),
         ("If-None-Match" = inline(Option<String>), Header, description = "`*`: no events yet. Not together with `If-Match`", pattern = r"^\*$"),
         ("Idempotency-Key" = inline(Option<String>), Header, description = "1 to 255 characters, in quotes or bare; makes a request without event ids repeatable", example = "\"8e03978e-40d5\"", min_length = 1, max_length = 257, pattern = r#"^("[ !#-\[\]-~]+"|[!#-\[\]-~]([ !#-\[\]-~]*[!#-\[\]-~])?)$"#),
-        ("Streamkeep-Durability" = inline(Option<super::document::DurabilityLevel>), Header, description = "What the events must survive, where that is more than the service demands of every append anyway; what they survive is in the same header of the answer", example = "replicated"),
+        ("Streamkeep-Durability" = inline(Option<String>), Header, pattern = r"^(memory|fsync|replicated|replicated-fsync)$", description = "What the events must survive, where that is more than the service demands of every append anyway; what they survive is in the same header of the answer", example = "replicated"),
         ("traceparent" = inline(Option<String>), Header, description = "The trace that the events belong to (W3C Trace Context). Kept in the metadata of each, as `traceparent`, unless that has one already; what breaks the rules is ignored", example = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate" = inline(Option<String>), Header, description = "Kept beside it, as `tracestate`; up to 512 bytes", example = "vendor=value"),
     ),
