@@ -21,10 +21,11 @@ async fn streams(client: &Configuration) {
     paid.metadata = Some([("user".to_owned(), json!("ada"))].into());
     let placed = NewEvent::new(Some(json!({"total": 42.5})), "order-placed".to_owned());
     let body = AppendRequest::new(vec![placed, paid]);
-    let appended = append_events(client, ORDER, body.clone(), None, None, Some("*"), None, None, None).await;
+    let appended = append_events(client, ORDER, body.clone(), None, None, Some("*"), None, None, None, None).await;
     assert_eq!(appended.expect("appended").version, 2);
 
-    let conflict = append_events(client, ORDER, body, Some("events"), Some("\"1\""), None, None, None, None).await;
+    let conflict =
+        append_events(client, ORDER, body, Some("events"), Some("\"1\""), None, None, None, None, None).await;
     let Err(Error::ResponseError(response)) = conflict else { panic!("{conflict:?}") };
     assert_eq!(response.status.as_u16(), 409);
     // `response.entity` is the first variant that fits, which is that of 400: problems are told apart by their status.
