@@ -218,7 +218,7 @@ impl Connections {
         self.repeat(commands, || self.primary(partition), |to, by| self.moved(partition, to, by)).await
     }
 
-    /// The same, of one server, whatever partitions it has.
+    /// As `ask`, of one server, whatever partitions it has.
     ///
     /// # Errors
     /// Redis does not answer within the timeout.
@@ -333,12 +333,9 @@ impl Inner {
         }
         for (place, primary) in now.primaries.iter().enumerate().filter(|(_, new)| !before.view.has(&new.addr)) {
             let name = primary.name();
-            let mut from = None;
-            for (partition, _) in now.partitions.iter().enumerate().filter(|(_, at)| **at == place) {
-                let old = &before.primaries[before.partitions[partition]];
-                from = from.or(Some(old).filter(|old| !now.view.has(&old.addr)));
-            }
-            match from {
+            let moved = now.partitions.iter().zip(&before.partitions).filter(|(at, _)| **at == place);
+            let mut from = moved.map(|(_, at)| &before.primaries[*at]);
+            match from.find(|old| !now.view.has(&old.addr)) {
                 Some(old) => {
                     self.usage.metrics.failover(&name);
                     warn!(primary = name, instead_of = old.name(), "another server is primary now: a failover");

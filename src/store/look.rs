@@ -49,8 +49,8 @@ pub(super) async fn prepare(connections: &Connections, library: &Library) -> Res
         library.load(&mut primary.exclusive().await?).await?;
         Ok::<_, StartError>(())
     }));
-    let (mut failures, mut prepared) = (Vec::new(), prepared.await);
-    for ((primary, _), done) in primaries.iter().zip(prepared.drain(..)) {
+    let mut failures = Vec::new();
+    for ((primary, _), done) in primaries.iter().zip(prepared.await) {
         match done {
             Err(error) if error.is_away() => {
                 tracing::warn!(%error, primary = primary.name(), "a primary does not answer");

@@ -15,8 +15,6 @@ use crate::{
     store::{Connections, Keys, StartError, functions::hex},
 };
 
-/// What belongs to no partition is where the first one is.
-const HOME: Partition = Partition::FIRST;
 /// How long the lock stands by itself, should its holder die. Renewed at every step.
 const LOCK_TTL: Duration = Duration::from_secs(30);
 /// How long another instance may hold the lock before this one gives up.
@@ -71,7 +69,7 @@ impl Migrations {
         keys: &Keys,
         partitions: Partitions,
     ) -> Result<Vec<u32>, StartError> {
-        let mut redis = connections.exclusive(HOME).await?;
+        let mut redis = connections.exclusive(Partition::FIRST).await?;
         if self.due(&mut redis, keys).await?.is_empty() {
             return Ok(Vec::new());
         }
@@ -90,7 +88,7 @@ impl Migrations {
     /// # Errors
     /// [`StartError::MigrationsDue`] and those of [`Migrations::run`].
     pub async fn check(&self, connections: &Connections, keys: &Keys) -> Result<(), StartError> {
-        match self.due(&mut connections.exclusive(HOME).await?, keys).await?.len() {
+        match self.due(&mut connections.exclusive(Partition::FIRST).await?, keys).await?.len() {
             0 => Ok(()),
             due => Err(StartError::MigrationsDue(due)),
         }
@@ -146,7 +144,7 @@ pub(super) async fn check_partitions(
     keys: &Keys,
     asked: Partitions,
 ) -> Result<(), StartError> {
-    let mut redis = connections.exclusive(HOME).await?;
+    let mut redis = connections.exclusive(Partition::FIRST).await?;
     let stored: u16 = redis::cmd("HGET").arg(keys.schema()).arg("partitions").query_async(&mut redis).await?;
     if stored == asked.count() { Ok(()) } else { Err(StartError::Partitions { stored, asked: asked.count() }) }
 }

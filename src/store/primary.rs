@@ -273,6 +273,6 @@ impl Primary {
 }
 
 /// redis-rs gives up after 500 ms unless told otherwise; a slow fsync takes longer.
-fn connection_config(timeout: Duration, patience: Duration) -> AsyncConnectionConfig {
+pub(super) fn connection_config(timeout: Duration, patience: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(patience))
 }

@@ -283,8 +283,8 @@ impl Reader {
     }
 
     fn busy_pause(&self) -> Duration {
-        let followers = self.shared.followers.load(Ordering::Acquire).min(1_000);
-        (BUSY_PAUSE * u32::try_from(followers).unwrap_or_default()).min(BUSY_PAUSE_MAX)
+        let followers = u32::try_from(self.shared.followers.load(Ordering::Acquire)).unwrap_or(u32::MAX);
+        BUSY_PAUSE.saturating_mul(followers).min(BUSY_PAUSE_MAX)
     }
 
     fn store(&self) -> Result<Store, Error> {

@@ -8,7 +8,7 @@ use futures::{
     future::{join_all, select_ok},
 };
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value,
+    Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value,
     aio::MultiplexedConnection,
 };
 
@@ -17,6 +17,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use crate::store::{
     StartError,
     address::{RedisAddress, Set},
+    primary::connection_config,
 };
 
 /// Slots of a cluster.
@@ -90,11 +91,7 @@ pub(super) async fn look(
             // Those that heard of the last failover number it higher.
             let newest = answers.iter().flatten().max_by_key(|(epoch, _)| *epoch);
             let Some((_, addr)) = newest else {
-                let said = answers.into_iter().find_map(Result::err);
-                return Err(StartError::NoPrimary {
-                    of: address.to_string(),
-                    said: said.map(|error| error.to_string()).unwrap_or_default(),
-                });
+                return Err(no_primary(address, answers.into_iter().find_map(Result::err)));
             };
             check_role(address, addr, timeout).await?;
             Ok(View::of_one(addr.clone()))
@@ -110,12 +107,14 @@ pub(super) async fn look(
                     Err(error) => said = Some(error),
                 }
             }
-            Err(StartError::NoPrimary {
-                of: address.to_string(),
-                said: said.map(|error| error.to_string()).unwrap_or_default(),
-            })
+            Err(no_primary(address, said))
         }
     }
+}
+
+/// Nobody says who is primary; `said` is what one of them said instead.
+fn no_primary(address: &RedisAddress, said: Option<impl ToString>) -> StartError {
+    StartError::NoPrimary { of: address.to_string(), said: said.map(|error| error.to_string()).unwrap_or_default() }
 }
 
 /// Hears what sentinels tell of a failover, and says that another server may be primary: the old one may take writes for
@@ -171,8 +170,7 @@ fn host_of(addr: &ConnectionAddr) -> Option<&str> {
 
 /// A connection for a question or two.
 pub(super) async fn connect(info: ConnectionInfo, timeout: Duration) -> RedisResult<MultiplexedConnection> {
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(timeout)).set_response_timeout(Some(timeout));
-    Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+    Client::open(info)?.get_multiplexed_async_connection_with_config(&connection_config(timeout, timeout)).await
 }
 
 /// What a sentinel calls by this name, and the number of the failover that made it so.

@@ -9,7 +9,6 @@ use std::{
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Instant,
 };
 
 use redis::{Pipeline, Value};
@@ -171,12 +170,7 @@ impl Store {
         partition: Partition,
         what: impl Fn(oneshot::Sender<Result<T, Error>>) -> What,
     ) -> Result<T, Error> {
-        let mut answer = self.ask_once(function, group, partition, &what).await;
-        if matches!(answer, Err(Error::FunctionMissing)) {
-            self.reload(partition, Instant::now() + self.0.timeout).await?;
-            answer = self.ask_once(function, group, partition, &what).await;
-        }
-        answer
+        self.with_functions(partition, || self.ask_once(function, group, partition, &what)).await
     }
 
     async fn ask_once<T>(

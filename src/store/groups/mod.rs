@@ -60,14 +60,23 @@ impl Store {
     async fn call(&self, partition: Partition, command: Cmd) -> Result<Value, Error> {
         let mut pipeline = redis::Pipeline::with_capacity(1);
         pipeline.add_command(command);
-        match self.0.connections.read(partition, &pipeline).await {
+        let mut replies = self.with_functions(partition, || self.0.connections.read(partition, &pipeline)).await?;
+        Ok(replies.pop().unwrap_or(Value::Nil))
+    }
+
+    /// Loads the functions where they are missed, and calls once more.
+    async fn with_functions<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        partition: Partition,
+        call: impl Fn() -> F,
+    ) -> Result<T, Error> {
+        match call().await {
             Err(Error::FunctionMissing) => {
                 self.reload(partition, Instant::now() + self.0.timeout).await?;
-                self.0.connections.read(partition, &pipeline).await
+                call().await
             }
             answered => answered,
         }
-        .map(|mut replies| replies.pop().unwrap_or(Value::Nil))
     }
 }
 

@@ -84,8 +84,6 @@ impl Cache {
 
 /// The registry's field of the newest revision: no name has a slash.
 pub(in crate::store) const REVISION: &str = "/revision";
-/// Where the registry is.
-const HOME: Partition = Partition::FIRST;
 /// See [`Cache`].
 const CACHED: Duration = Duration::from_secs(5);
 
@@ -171,7 +169,7 @@ impl Store {
                 return self.delete_copies(&tried.ok_or(Error::GroupNotFound)?).await;
             };
             let command = self.register_command(name, &before, "", revision);
-            if decode::<u8>(Some(self.call(HOME, command).await?))? == 1 {
+            if decode::<u8>(Some(self.call(Partition::FIRST, command).await?))? == 1 {
                 return self.delete_copies(&group).await;
             }
             tried = Some(group);
@@ -228,7 +226,7 @@ impl Store {
 
     /// Asks the registry one thing.
     async fn registry(&self, commands: &Pipeline) -> Result<Option<Value>, Error> {
-        Ok(self.0.connections.read(HOME, commands).await?.pop())
+        Ok(self.0.connections.read(Partition::FIRST, commands).await?.pop())
     }
 
     async fn registered(&self, name: &GroupName) -> Result<Entry, Error> {
@@ -249,7 +247,7 @@ impl Store {
     async fn register(&self, group: &Group, before: &str) -> Result<bool, Error> {
         let text = serde_json::to_string(group).map_err(|error| Error::Corrupt(error.to_string()))?;
         let command = self.register_command(&group.name, before, &text, group.revision);
-        match self.call(HOME, command).await.and_then(|reply| decode::<u8>(Some(reply))) {
+        match self.call(Partition::FIRST, command).await.and_then(|reply| decode::<u8>(Some(reply))) {
             Ok(1) => Ok(true),
             // A repeat after a lost reply finds what it wrote itself.
             Ok(_) => Ok(self.registered(&group.name).await?.0.is_some_and(|(_, stored)| stored == text)),

@@ -140,9 +140,9 @@ impl Store {
         let mut answers = vec![sought; leases.len()];
         for partition in self.partitions_of(&group) {
             let own = leases.iter().enumerate().filter(|(_, lease)| lease.partition == partition);
-            let (indexes, of): (Vec<usize>, Vec<LeaseToken>) = own.map(|(index, lease)| (index, lease.clone())).unzip();
-            for (indexes, of) in indexes.chunks(MOST).zip(of.chunks(MOST)) {
-                let of = Arc::new(of.to_vec());
+            let own: Vec<usize> = own.map(|(index, _)| index).collect();
+            for indexes in own.chunks(MOST) {
+                let of: Arc<Vec<LeaseToken>> = Arc::new(indexes.iter().map(|index| leases[*index].clone()).collect());
                 let found = self.with_copy(name, partition, |group| call(group, partition, Arc::clone(&of))).await?;
                 if found.len() != of.len() {
                     return Err(Error::Corrupt("an answer for each lease".to_owned()));
