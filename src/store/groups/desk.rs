@@ -2,7 +2,7 @@
 //! round trip. Redis works for as long on a call for eight as on two calls for one.
 //!
 //! A round acks, hands out, and fetches the events that the round before handed out. Nobody waits for company: a round
-//! begins as soon as the one before it is over. It is a task of its own, so a request that goes away breaks off nothing.
+//! begins as soon as the one before it is over, or at once where that one was full. It is a task of its own, so a request that goes away breaks off nothing.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -27,6 +27,9 @@ use crate::{
     telemetry::traces,
 };
 
+/// Most rounds of a desk under way at the same time: while Redis works on one, another is written or read.
+const LANES: usize = 2;
+
 /// One partition of a group, as an instance sees it.
 #[derive(Default)]
 pub(super) struct Desk(Mutex<Queue>);
@@ -34,8 +37,8 @@ pub(super) struct Desk(Mutex<Queue>);
 #[derive(Default)]
 struct Queue {
     asked: VecDeque<Asked>,
-    /// Whether a task goes through the queue.
-    served: bool,
+    /// Tasks that go through the queue.
+    lanes: usize,
 }
 
 struct Asked {
@@ -67,6 +70,8 @@ struct Round {
     wanted: usize,
     acks: Vec<Ack>,
     acked: HashSet<Position>,
+    /// Whether not all who wait fit in, and another task is to take them.
+    opens_lane: bool,
 }
 
 impl Round {
@@ -122,8 +127,13 @@ impl Desk {
                 break;
             }
         }
-        queue.served = !idle || round.group.is_some();
-        queue.served.then_some(round)
+        if idle && round.group.is_none() {
+            queue.lanes -= 1;
+            return None;
+        }
+        round.opens_lane = !queue.asked.is_empty() && queue.lanes < LANES;
+        queue.lanes += usize::from(round.opens_lane);
+        Some(round)
     }
 }
 
@@ -133,7 +143,7 @@ struct Serving(Arc<Desk>);
 impl Drop for Serving {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.0.queue().served = false;
+            self.0.queue().lanes -= 1;
         }
     }
 }
@@ -185,13 +195,19 @@ impl Store {
         let begins = {
             let mut queue = desk.queue();
             queue.asked.push_back(Asked { group: Arc::clone(group), what: what(reply) });
-            !mem::replace(&mut queue.served, true)
+            let begins = queue.lanes == 0;
+            queue.lanes += usize::from(begins);
+            begins
         };
         if begins {
-            tokio::spawn(self.clone().serve(desk, partition));
+            self.open_lane(desk, partition);
         }
         let answer = answer.instrument(traces::round_trip(function, 1)).await;
         answer.unwrap_or_else(|_| Err(Error::Unavailable("the group's queue broke off".to_owned())))
+    }
+
+    fn open_lane(&self, desk: Arc<Desk>, partition: Partition) {
+        tokio::spawn(self.clone().serve(desk, partition));
     }
 
     async fn serve(self, desk: Arc<Desk>, partition: Partition) {
@@ -199,6 +215,9 @@ impl Store {
         // Once round the runtime: requests that are ready to run come along. Nothing is awaited.
         tokio::task::yield_now().await;
         while let Some(round) = desk.0.next_round(fetches.is_empty()) {
+            if round.opens_lane {
+                self.open_lane(Arc::clone(&desk.0), partition);
+            }
             fetches = self.go_round(round, partition, fetches).await;
         }
     }
