@@ -315,7 +315,8 @@ impl Feed {
             return Ok(first);
         }
         let place = self.follower.place();
-        Ok((self.follower.look(self.options.piece()).await?, place))
+        // In a box: a feed that waits, as nearly all do, is not to have room for a look.
+        Ok((Box::pin(self.follower.look(self.options.piece())).await?, place))
     }
 
     /// At the head: until there may be more, or something is to be said.

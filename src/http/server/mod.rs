@@ -29,6 +29,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use futures::FutureExt as _;
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
 use tokio::{
@@ -150,10 +151,8 @@ async fn accept_all(
         let client = Client { address: peer, stalled: metrics.stalled.clone() };
         let connection = connection(stream, client, service.clone(), options.clone(), closing.clone());
         let held = (permit, Held::of(&metrics.connections));
-        connections.spawn(async move {
-            connection.await;
-            drop(held);
-        });
+        // As an async block it would have room for the connection twice.
+        connections.spawn(connection.map(|()| drop(held)));
     }
 }
 
@@ -165,22 +164,38 @@ async fn connection(
     options: ServerOptions,
     closing: CancellationToken,
 ) {
-    let Some(tls) = options.tls.clone() else { return serve_on(stream, client, service, options, closing).await };
+    let Some(tls) = options.tls.clone() else {
+        let Some(version) = version(&stream, &options, &closing).await else { return };
+        return serve_on(stream, version, client, service, options, closing).await;
+    };
     let accepted = tokio::select! {
         accepted = tokio::time::timeout(options.header_timeout, tls.accept(stream)) => accepted,
         () = closing.cancelled() => return,
     };
     match accepted {
         // In a box: what TLS needs is large, and connections without it are not to have room for it.
-        Ok(Ok(stream)) => Box::pin(serve_on(stream, client, service, options, closing)).await,
+        Ok(Ok(stream)) => Box::pin(serve_on(stream, Version::HTTP_2, client, service, options, closing)).await,
         Ok(Err(error)) => debug!(client = %client.address, %error, "no TLS"),
         Err(_) => debug!(client = %client.address, "no TLS in time"),
     }
 }
 
-/// Serves HTTP on a stream to its end.
+/// The latest version that a client without TLS may speak, by the first byte that it sends: connections of HTTP/2 begin
+/// with `PRI` (RFC 9113 §3.4). Where hyper is to find out by itself, it keeps room for two heads as long as the connection
+/// lives. `None` where no byte comes.
+async fn version(stream: &TcpStream, options: &ServerOptions, closing: &CancellationToken) -> Option<Version> {
+    let mut first = [0];
+    tokio::select! {
+        peeked = tokio::time::timeout(options.header_timeout, stream.peek(&mut first)) => peeked.ok()?.ok()?,
+        () = closing.cancelled() => return None,
+    };
+    Some(if first == *b"P" { Version::HTTP_2 } else { Version::HTTP_11 })
+}
+
+/// Serves HTTP up to a version on a stream to its end.
 async fn serve_on(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    version: Version,
     client: Client,
     service: impl Answers<Incoming> + 'static,
     options: ServerOptions,
@@ -188,7 +203,7 @@ async fn serve_on(
 ) {
     let (phase, requests) = (Phase::default(), Requests::default());
     let peer = client.address;
-    let (builder, idle) = (builder(&options, client.clone()), requests.clone());
+    let (builder, idle) = (builder(version, &options, client.clone()), requests.clone());
     let stream = Watched::new(stream, client, phase.clone(), options.header_timeout, options.idle_timeout);
     let (idle_timeout, end_timeout) = (options.idle_timeout, options.header_timeout);
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -233,8 +248,11 @@ async fn serve_on(
 }
 
 /// How hyper treats a connection.
-fn builder(options: &ServerOptions, client: Client) -> Builder<Tasks> {
+fn builder(version: Version, options: &ServerOptions, client: Client) -> Builder<Tasks> {
     let mut builder = Builder::new(Tasks { stall_timeout: options.idle_timeout, client });
+    if version < Version::HTTP_2 {
+        builder = builder.http1_only();
+    }
     // For hyper the time between requests belongs to the head; the head itself is timed by `Watched`.
     builder.http1().timer(TokioTimer::new()).header_read_timeout(options.idle_timeout.max(options.header_timeout));
     // What a feed may have on its way to a client that reads slowly.
