@@ -25,6 +25,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Serve(settings) => cli::serve(*settings).await,
         Command::Migrate(settings) => cli::migrate(settings).await,
         Command::Verify(settings) => cli::verify(settings).await,
+        Command::Copy(settings) => cli::copy(settings).await,
         Command::Doctor(settings) => cli::doctor(settings).await,
         Command::Import(settings) => cli::import(settings).await,
         Command::Export(settings) => cli::export(settings).await,

@@ -171,18 +171,6 @@ local function add_first(keys, args, now, position)
   return version + 1
 end
 
--- Adds the pointer of one event. Where somebody trimmed the log by hand the position is taken; the next free one
--- stands in for it.
-local function add_pointer(log, stream, version, kind, position)
-  local id = '0-' .. digits(position)
-  local added = redis.pcall('XADD', log, id, 's', stream, 'v', digits(version), 't', kind)
-  if added.err then
-    added = redis.call('XADD', log, '0-*', 's', stream, 'v', digits(version), 't', kind)
-    return tonumber(string.match(added, '%d+$'))
-  end
-  return position
-end
-
 local function append(keys, args)
   local count = (#args - FIRST + 1) / WIDTH
   local indexed, again = args[2] ~= '', args[3] ~= ''

@@ -1,6 +1,7 @@
 //! The commands. `main` parses the settings and calls one of these.
 
 mod client;
+mod copy;
 mod doctor;
 mod export;
 mod health;
@@ -13,6 +14,7 @@ mod serve;
 mod tail;
 mod verify;
 
+pub use copy::copy;
 pub use doctor::doctor;
 pub use export::export;
 pub use health::health;

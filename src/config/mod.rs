@@ -7,7 +7,7 @@ mod tls;
 
 pub use clients::{Completions, Credentials, Export, Health, Import, KeyCommand, Man, NewKey, Service, Tail};
 pub use durability::DurabilityArgs;
-pub use storage::Storage;
+pub use storage::{Source, Storage};
 pub use tls::TlsArgs;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
@@ -41,6 +41,9 @@ pub enum Command {
     Verify(Verify),
     /// Look at a deployment: what is wrong, and what to do
     Doctor(Doctor),
+    /// Copy a store into another Redis or another number of partitions, also while it takes writes
+    #[command(mut_arg("redis_url", |argument| argument.visible_alias("to")))]
+    Copy(Copy),
     /// Append events from a file of NDJSON to a running service
     Import(Import),
     /// Write the events of a running service as NDJSON
@@ -231,6 +234,22 @@ pub struct Verify {
     /// Where events are kept
     #[command(flatten)]
     pub storage: Storage,
+}
+
+/// Settings of `copy`.
+#[derive(Args, Debug)]
+pub struct Copy {
+    /// Where events are copied from
+    #[command(flatten)]
+    pub source: Source,
+
+    /// Where they are copied to
+    #[command(flatten)]
+    pub storage: Storage,
+
+    /// Go on with what comes, until SIGINT or SIGTERM; then copy what is left, and the groups
+    #[arg(long, env = "STREAMKEEP_FOLLOW")]
+    pub follow: bool,
 }
 
 /// Limits of requests.

@@ -95,8 +95,12 @@ impl Storage {
     /// Where it is no address, or which file cannot be read; in one sentence without a secret.
     pub fn address(&self) -> Result<Option<RedisAddress>, String> {
         let Some(url) = &self.redis_url else { return Ok(None) };
-        let secrets = RedisSecrets {
-            password: self.redis_password_file.as_deref().map(read_password).transpose()?,
+        RedisAddress::parse(url, &self.secrets(self.redis_password_file.as_deref())?).map(Some)
+    }
+
+    fn secrets(&self, password_file: Option<&Path>) -> Result<RedisSecrets, String> {
+        Ok(RedisSecrets {
+            password: password_file.map(read_password).transpose()?,
             sentinel_user: self.sentinel_user.clone(),
             sentinel_password: self.sentinel_password_file.as_deref().map(read_password).transpose()?,
             ca_cert: self.redis_ca_cert.as_deref().map(read).transpose()?,
@@ -104,8 +108,7 @@ impl Storage {
                 (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
                 _ => None,
             },
-        };
-        RedisAddress::parse(url, &secrets).map(Some)
+        })
     }
 
     /// How the store at `address` is used.
@@ -122,6 +125,33 @@ impl Storage {
             durability: DurabilityConfig::default(),
             library: Library::default(),
         }
+    }
+}
+
+/// The store that is copied.
+#[derive(Args, Debug)]
+pub struct Source {
+    /// Redis of the store that is copied, in the forms of --redis-url
+    #[arg(long, env = "STREAMKEEP_FROM", value_name = "URL", hide_env_values = true)]
+    pub from: String,
+
+    /// File with its password
+    #[arg(long, env = "STREAMKEEP_FROM_PASSWORD_FILE", value_name = "FILE")]
+    pub from_password_file: Option<PathBuf>,
+
+    /// What stands before every key there
+    #[arg(long, env = "STREAMKEEP_FROM_NAMESPACE", default_value = "", value_parser = parse_namespace)]
+    pub from_namespace: String,
+}
+
+impl Source {
+    /// How the store is used that is copied into `target`, whose other settings count for both.
+    ///
+    /// # Errors
+    /// Where it is no address, or which file cannot be read; in one sentence without a secret.
+    pub fn store_config(&self, target: &Storage) -> Result<StoreConfig, String> {
+        let address = RedisAddress::parse(&self.from, &target.secrets(self.from_password_file.as_deref())?)?;
+        Ok(StoreConfig { namespace: self.from_namespace.clone(), ..target.store_config(address) })
     }
 }
 

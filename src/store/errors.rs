@@ -40,6 +40,9 @@ pub enum StartError {
         /// As configured.
         asked: u16,
     },
+    /// Nothing was ever stored there.
+    #[error("there is no store of Streamkeep in this Redis, or it has a --namespace")]
+    NoStore,
     /// A migration was changed after it had been applied.
     #[error(
         "migration {0} was applied with another text than this service has; this is not the service that made the store"

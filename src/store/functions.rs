@@ -14,8 +14,8 @@ macro_rules! lua {
 
 const SHARED: &[&str] = lua!("library" "groups");
 const FUNCTIONS: &[&str] = lua!(
-    "ack" "append" "delete_group" "drop_consumers" "expire" "extend" "nack" "next" "put_group" "register_group" "release"
-    "replay" "settled" "status"
+    "ack" "append" "copy" "delete_group" "drop_consumers" "expire" "extend" "nack" "next" "put_group" "register_group"
+    "release" "replay" "settled" "status"
 );
 
 /// Every library of ours begins with this; the suffix follows.

@@ -126,6 +126,12 @@ impl Keys {
         self.of_store("streamkeep:migrations")
     }
 
+    /// String: how far the logs of the store are copied that this one is, or was, a copy of; a cursor of that store.
+    #[must_use]
+    pub fn copied(&self) -> String {
+        self.of_store("streamkeep:copied")
+    }
+
     /// String: held by the instance that is running migrations; expires by itself.
     #[must_use]
     pub fn migrations_lock(&self) -> String {

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     model::{Partition, Partitions},
-    store::{Connections, Keys, StartError, functions::hex},
+    store::{Connections, Keys, StartError, StoreConfig, functions::hex},
 };
 
 /// How long the lock stands by itself, should its holder die. Renewed at every step.
@@ -136,6 +136,19 @@ impl Migrations {
         }
         Ok(due)
     }
+}
+
+/// The number of partitions that a store was created with.
+///
+/// # Errors
+/// There is no store, or Redis cannot be reached.
+pub(super) async fn stored_partitions(config: &StoreConfig) -> Result<Partitions, StartError> {
+    let connections = Connections::open(config).await?;
+    let mut redis = connections.exclusive(Partition::FIRST).await?;
+    let mut stored = redis::cmd("HGET");
+    stored.arg(config.keys().schema()).arg("partitions");
+    let stored: Option<u16> = stored.query_async(&mut redis).await?;
+    stored.and_then(Partitions::new).ok_or(StartError::NoStore)
 }
 
 /// That the store has the number of partitions that this service was started for.

@@ -22,6 +22,7 @@ mod cluster_change;
 mod cluster_set;
 mod consumers;
 mod container;
+mod copy;
 mod deploy;
 mod descriptors;
 mod doctor;

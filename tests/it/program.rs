@@ -47,8 +47,13 @@ impl Run {
 }
 
 pub fn command(url: &str, arguments: &[&str]) -> Command {
+    program(&[arguments, &["--url", url]].concat())
+}
+
+/// The program with these arguments, whose output is read.
+pub fn program(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_streamkeep"));
-    command.args(arguments).args(["--url", url]).env("NO_PROXY", "*").kill_on_drop(true);
+    command.args(arguments).env("NO_PROXY", "*").kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

@@ -18,7 +18,7 @@ use crate::{
     load::Load,
 };
 
-async fn verify(redis: &TestRedis, partitions: u16) -> Report {
+pub async fn verify(redis: &TestRedis, partitions: u16) -> Report {
     let config = StoreConfig {
         address: redis.server.address(),
         namespace: String::new(),

@@ -21,6 +21,7 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     http::{Method, Request, Version},
 };
+use futures::FutureExt as _;
 use hyper::{
     body::{Frame, Incoming, SizeHint},
     service::service_fn,
@@ -29,7 +30,6 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
-use futures::FutureExt as _;
 use ipnet::IpNet;
 use pin_project_lite::pin_project;
 use tokio::{

@@ -34,7 +34,7 @@ use crate::{
 
 impl Store {
     /// The partitions that a group reads.
-    fn partitions_of(&self, group: &Group) -> Vec<Partition> {
+    pub(super) fn partitions_of(&self, group: &Group) -> Vec<Partition> {
         match &group.settings.stream {
             Some(stream) => vec![self.partition(stream)],
             None => self.partitions().all().collect(),
@@ -65,7 +65,7 @@ impl Store {
     }
 
     /// Loads the functions where they are missed, and calls once more.
-    async fn with_functions<T, F: Future<Output = Result<T, Error>>>(
+    pub(super) async fn with_functions<T, F: Future<Output = Result<T, Error>>>(
         &self,
         partition: Partition,
         call: impl Fn() -> F,

@@ -31,7 +31,7 @@ pub struct Group {
     revision: u64,
     /// It began, or was sought to, after these: one for each partition that it reads. What `end` and times meant at that
     /// moment, so that a copy that is made later begins at the same place.
-    places: Vec<u64>,
+    pub(in crate::store) places: Vec<u64>,
     /// Its settings.
     pub settings: GroupSettings,
 }

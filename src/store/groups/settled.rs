@@ -79,7 +79,8 @@ impl Store {
         Ok(floors)
     }
 
-    async fn floor(&self, group: &Group, partition: Partition) -> Result<u64, Error> {
+    /// Up to where a group has settled everything in a partition; 0 where that is not known just now.
+    pub(in crate::store) async fn floor(&self, group: &Group, partition: Partition) -> Result<u64, Error> {
         let mut command = self.group_command("es_settled", group, partition, []);
         command.arg(&group.generation);
         match self.call(partition, command).await {

@@ -1,0 +1,240 @@
+//! `streamkeep copy`: into another layout, beside writers, broken off, and with groups at work.
+
+use std::{collections::BTreeSet, path::Path};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use streamkeep::{model::StreamId, store::Keys};
+use tokio::process::Child;
+
+use crate::{
+    app::{TestApp, TestRedis, eventually},
+    cluster_set::Cluster,
+    groups::{TestGroup, append, names},
+    import_export::import,
+    load::Load,
+    program::{Run, finish, program, signal},
+    verify::verify,
+};
+
+/// What writers have appended when a copy beside them is ended.
+const APPENDED: usize = 3_000;
+
+fn copying(from: &str, to: &str, partitions: u16, arguments: &[&str]) -> Child {
+    let partitions = partitions.to_string();
+    let fixed = ["copy", "--from", from, "--to", to, "--partitions", &partitions];
+    program(&[&fixed, arguments].concat()).spawn().unwrap()
+}
+
+async fn copy(from: &TestApp, to: &TestRedis, partitions: u16) -> Run {
+    finish(copying(&from.redis.url(), &to.url(), partitions, &[])).await
+}
+
+/// All events, without their places in the log.
+async fn events(app: &TestApp) -> BTreeSet<String> {
+    let (mut events, mut place) = (BTreeSet::new(), String::new());
+    loop {
+        let page = app.get(&format!("/events?limit=1000{place}")).await.expect(200).json();
+        for event in page["events"].as_array().unwrap() {
+            let mut event = event.clone();
+            assert!(event.as_object_mut().unwrap().remove("position").is_some());
+            assert!(events.insert(event.to_string()), "{event} stands there twice");
+        }
+        if page["caught_up"] == true {
+            return events;
+        }
+        place = format!("&after={}", page["next"].as_str().unwrap());
+    }
+}
+
+/// That a store is sound, and holds what `from` holds.
+async fn expect_copy(from: &TestApp, to: &TestApp) {
+    assert_eq!(events(to).await, events(from).await);
+    let report = verify(&to.redis, to.store.partitions().count()).await;
+    assert_eq!(report.findings, Vec::<String>::new());
+}
+
+/// Another number of partitions.
+fn other_layout(app: &TestApp) -> u16 {
+    if app.store.partitions().count() == 1 { 4 } else { 1 }
+}
+
+test_app! {
+    async fn a_store_is_copied_while_it_takes_writes(app) {
+        let (to, partitions) = (TestRedis::start().await, other_layout(&app));
+        let load = Load::new(8, vec![app.url.clone()]);
+        let writers = load.start();
+        let follows = copying(&app.redis.url(), &to.url(), partitions, &["--follow"]);
+        eventually("events are appended", async || load.recorder.acked() >= APPENDED).await;
+        load.stop.cancel();
+        writers.join_all().await;
+        signal(&follows, Signal::INT);
+        finish(follows).await.expect_success();
+        let target = TestApp::start_on(to, partitions).await;
+        expect_copy(&app, &target).await;
+        // Ids are known as before; versions go on.
+        let body = json!({"events": [{"id": "known", "type": "t", "data": 1}]}).to_string();
+        let first = app.append("more-1", &body).await.expect(201).json();
+        let run = copy(&app, &target.redis, partitions).await.expect_success();
+        assert!(run.stdout.starts_with("1 events copied, "), "{run:?}");
+        let again = target.append("more-1", &body).await.expect(200).json();
+        assert_eq!((&again["version"], &again["duplicate"]), (&first["version"], &json!(true)));
+        append(&target, "more-1", "t", 1).await;
+        assert_eq!(target.get("/streams/more-1").await.expect(200).json()["version"], 2);
+    }
+}
+
+test_app! {
+    async fn a_copy_that_was_killed_goes_on(app) {
+        const EVENTS: usize = 8_000;
+        let line = |n: usize| json!({"stream": format!("many-{}", n % 97), "type": "t", "data": n}).to_string() + "\n";
+        import(&app.url, &(0..EVENTS).map(line).collect::<String>()).await;
+        let (to, partitions) = (TestRedis::start().await, other_layout(&app));
+        let killed = copying(&app.redis.url(), &to.url(), partitions, &[]);
+        let mut redis = to.connection().await;
+        eventually("some events are copied", async || {
+            let keys: Vec<String> = redis::cmd("KEYS").arg("*events:*").query_async(&mut redis).await.unwrap();
+            keys.len() > 50
+        })
+        .await;
+        signal(&killed, Signal::KILL);
+        finish(killed).await;
+        let run = copy(&app, &to, partitions).await.expect_success();
+        assert!(!run.stdout.starts_with(&format!("{EVENTS} events copied")), "it began anew: {run:?}");
+        let run = copy(&app, &to, partitions).await.expect_success();
+        assert!(run.stdout.starts_with("0 events copied, "), "{run:?}");
+        expect_copy(&app, &TestApp::start_on(to, partitions).await).await;
+    }
+}
+
+/// Takes so many one by one, and settles all but the fourth, which stays leased, and the seventh, which is parked.
+async fn consume(group: &TestGroup<'_>, count: usize) -> BTreeSet<String> {
+    let mut settled = BTreeSet::new();
+    for number in 1..=count {
+        let taken = group.next("").await;
+        match number {
+            4 => {}
+            7 => drop(group.nack(&taken, "park").await.expect(200)),
+            _ => {
+                group.ack(&taken).await.expect(200);
+                settled.extend(names(&taken));
+            }
+        }
+    }
+    settled
+}
+
+test_app! {
+    async fn groups_go_on_before_what_they_had_not_settled(app) {
+        for round in 0..3 {
+            for stream in 0..10 {
+                append(&app, &format!("work-{stream}"), if stream % 2 == 0 { "even" } else { "odd" }, 1 + round % 2).await;
+            }
+        }
+        let plain = TestGroup::create(&app, "plain", json!({})).await;
+        let ordered = TestGroup::create(&app, "ordered", json!({"ordering": "stream"})).await;
+        let even = TestGroup::create(&app, "even", json!({"types": ["even"], "lease_ms": 2000})).await;
+        let one = TestGroup::create(&app, "one", json!({"stream": "work-3"})).await;
+        TestGroup::create(&app, "fresh", json!({"start": "end"})).await;
+        let settled = [consume(&plain, 20).await, consume(&ordered, 15).await, consume(&even, 8).await];
+        one.ack(&one.next("limit=2").await).await.expect(200);
+        app.post("/groups/even/pause", &[], "").await.expect(200);
+
+        let (to, partitions) = (TestRedis::start().await, other_layout(&app));
+        let run = copy(&app, &to, partitions).await.expect_success();
+        let target = TestApp::start_on(to, partitions).await;
+        expect_copy(&app, &target).await;
+        let all: BTreeSet<String> = names_of_events(&app, "").await;
+        let evens = names_of_events(&app, "?type=even").await;
+        target.post("/groups/even/resume", &[], "").await.expect(200);
+        for (name, settled, wanted) in [("plain", &settled[0], &all), ("ordered", &settled[1], &all), ("even", &settled[2], &evens)] {
+            let group = TestGroup::at(&target, name);
+            let mut came = BTreeSet::new();
+            loop {
+                let taken = group.next("limit=100").await;
+                if taken.is_empty() {
+                    break;
+                }
+                group.ack(&taken).await.expect(200);
+                came.extend(names(&taken));
+            }
+            let open: BTreeSet<_> = wanted.difference(settled).cloned().collect();
+            assert!(came.is_superset(&open), "{name}: {:?} does not come", open.difference(&came));
+            assert!(came.is_subset(wanted), "{name}: {came:?}");
+            let again = came.intersection(settled).count();
+            if name != "even" {
+                assert!(run.stdout.contains(&format!("group {name}: {} events to come, {again} of", came.len())), "{again}: {run:?}");
+            }
+        }
+        assert_eq!(names(&TestGroup::at(&target, "one").next("limit=10").await), ["work-3@3", "work-3@4"]);
+        assert_eq!(TestGroup::at(&target, "fresh").next("").await, []);
+        let [before, now] = [&app, &target].map(|app| app.get("/groups/even"));
+        let (before, now) = (before.await.expect(200).json(), now.await.expect(200).json());
+        for setting in ["types", "start", "lease_ms", "ordering"] {
+            assert_eq!(now[setting], before[setting]);
+        }
+        // The application's own PUT, as at each of its starts, still fits.
+        target.put("/groups/even", r#"{"types":["even"],"lease_ms":2000}"#).await.expect(200);
+    }
+}
+
+async fn names_of_events(app: &TestApp, query: &str) -> BTreeSet<String> {
+    let page = app.get(&format!("/events{query}")).await.expect(200).json();
+    assert_eq!(page["caught_up"], true);
+    let name = |event: &Value| format!("{}@{}", event["stream"].as_str().unwrap(), event["version"]);
+    page["events"].as_array().unwrap().iter().map(name).collect()
+}
+
+test_app! {
+    async fn versions_of_removed_events_stay_taken(app) {
+        append(&app, "gone-1", "t", 5).await;
+        append(&app, "gone-2", "t", 1).await;
+        let mut redis = app.redis.connection().await;
+        for (stream, ids) in [("gone-1", &["0-1", "0-3", "0-5"][..]), ("gone-2", &["0-1"])] {
+            let id = StreamId::parse(stream).unwrap();
+            let key = Keys::new("", app.store.partitions()).events(app.store.partition(&id), &id);
+            redis::cmd("XDEL").arg(key).arg(ids).query_async::<()>(&mut redis).await.unwrap();
+        }
+        let (to, partitions) = (TestRedis::start().await, other_layout(&app));
+        copy(&app, &to, partitions).await.expect_success();
+        let target = TestApp::start_on(to, partitions).await;
+        assert_eq!(events(&target).await, events(&app).await);
+        assert_eq!(append(&target, "gone-1", "t", 1).await["version"], 6);
+        assert_eq!(append(&target, "gone-2", "t", 1).await["version"], 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_fit_is_refused() {
+    let (app, other) = (TestApp::start(1).await, TestApp::start(4).await);
+    let empty = TestRedis::start().await;
+    finish(copying(&empty.url(), &other.redis.url(), 4, &[])).await.expect_failure(&["the source: there is no store"]);
+    append(&app, "a-1", "t", 3).await;
+    append(&other, "b-1", "t", 1).await;
+    copy(&app, &other.redis, 4).await.expect_failure(&["copy into an empty one"]);
+    copy(&app, &other.redis, 2).await.expect_failure(&["the target: the store has 4 partition(s)"]);
+
+    copy(&app, &empty, 2).await.expect_success();
+    copy(&other, &empty, 2).await.expect_failure(&["a copy of another store"]);
+    let copied = TestApp::start_on(empty, 2).await;
+    append(&copied, "c-1", "t", 2).await;
+    copy(&app, &copied.redis, 2).await.expect_failure(&["2 event(s) that the source does not have"]);
+    append(&copied, "a-1", "t", 1).await;
+    append(&app, "a-1", "t", 1).await;
+    let before = events(&copied).await;
+    copy(&app, &copied.redis, 2).await.expect_failure(&["another event as version 4 of a-1"]);
+    assert_eq!(events(&copied).await, before, "nothing was changed");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_moves_into_a_cluster() {
+    let app = TestApp::start(1).await;
+    import(
+        &app.url,
+        &std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/receipt.ndjson")).unwrap(),
+    )
+    .await;
+    let cluster = Cluster::start(3, false).await;
+    finish(copying(&app.redis.url(), &cluster.url(), 6, &[])).await.expect_success();
+    expect_copy(&app, &cluster.app(6).await).await;
+}
