@@ -120,7 +120,7 @@ choose_engine() {
         engine=docker
         return
     fi
-    packages="podman runc netavark aardvark-dns debootstrap"
+    packages="podman runc netavark aardvark-dns iptables debootstrap"
     command -v podman >/dev/null 2>&1 || { apt_update && apt_install $packages >/dev/null; } || return 1
     engine=podman
     ! pulled podman || return 0
