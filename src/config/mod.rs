@@ -41,7 +41,7 @@ pub enum Command {
     Verify(Verify),
     /// Look at a deployment: what is wrong, and what to do
     Doctor(Doctor),
-    /// Copy a store into another Redis or another number of partitions, also while it takes writes
+    /// Copy a store into another Redis, or another number of partitions
     #[command(mut_arg("redis_url", |argument| argument.visible_alias("to")))]
     Copy(Copy),
     /// Append events from a file of NDJSON to a running service

@@ -169,6 +169,9 @@ impl Copier {
                 step.added += self.copy(partition, piece).await?;
                 left = rest;
             }
+            if !pointers.is_empty() {
+                self.save().await?;
+            }
         }
         Ok(step)
     }
@@ -216,7 +219,6 @@ impl Copier {
         if let Some(last) = pointers.last() {
             self.cursor.pass(partition, Some((last.position, print)));
         }
-        self.save().await?;
         Ok(added)
     }
 
