@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, path::Path};
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use streamkeep::{model::StreamId, store::Keys};
+use streamkeep::{
+    model::StreamId,
+    store::{Copier, Keys, StoreConfig},
+};
 use tokio::process::Child;
 
 use crate::{
@@ -14,6 +17,7 @@ use crate::{
     import_export::import,
     load::Load,
     program::{Run, finish, program, signal},
+    proxy::{Fault, Proxy},
     verify::verify,
 };
 
@@ -203,6 +207,24 @@ test_app! {
         assert_eq!(events(&target).await, events(&app).await);
         assert_eq!(append(&target, "gone-1", "t", 1).await["version"], 6);
         assert_eq!(append(&target, "gone-2", "t", 1).await["version"], 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_whose_reply_is_lost_is_copied_once() {
+    for fault in [Fault::RequestLost, Fault::ReplyLost] {
+        let (app, to) = (TestApp::start(1).await, TestRedis::start().await);
+        append(&app, "a-1", "t", 5).await;
+        append(&app, "b-1", "t", 5).await;
+        let proxy = Proxy::start(&to).await;
+        let config = StoreConfig { address: proxy.address().into(), ..TestApp::store_config(&to, 4) };
+        let mut copier = Copier::open(TestApp::store_config(&app.redis, 1), config).await.unwrap();
+        let lost = proxy.spoil("es_copy", fault).await;
+        let step = copier.step().await.unwrap();
+        assert!(lost.await.is_err(), "a call was lost");
+        assert!(step.all);
+        copier.check().await.unwrap();
+        expect_copy(&app, &TestApp::start_on(to, 4).await).await;
     }
 }
 

@@ -33,6 +33,7 @@ mod faults;
 mod feed;
 mod feeds;
 mod feeds_edge;
+mod feeds_memory;
 mod feeds_resume;
 mod gateways;
 mod gateways_faults;
