@@ -8,10 +8,21 @@ use streamkeep::{
     config::{Cli, Command},
     http,
 };
+use tokio::runtime::Runtime;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Cli::parse().command).await {
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let ended = match Runtime::new() {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(command));
+            // What still runs is of no use to anybody. A look-up of a name in the system's resolver, which may take minutes where
+            // no name server answers, would hold up the end.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("streamkeep: {failure}");
