@@ -182,8 +182,20 @@ pub fn is_structural(violation: &Violation) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_primary_is_followed_by_another_under_load() {
+    killed_under_load(None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_replicated_is_lost_when_a_primary_is_killed() {
+    assert_eq!(killed_under_load(Some(Durability::Replicated)).await, 0);
+}
+
+/// Kills the primary while writers append, whose appends reach a level at least. How many acknowledged ones are gone.
+async fn killed_under_load(floor: Option<Durability>) -> usize {
     let mut set = SentinelSet::start().await;
-    let app = set.app(1).await;
+    let durability = DurabilityConfig { floor, ..DurabilityConfig::default() };
+    let app =
+        TestApp::start_with(TestRedis::of_set(&set.url()), 1, |config| config.store.durability = durability).await;
     let load = Load::new(16, vec![app.url.clone()]);
     let writers = load.start();
     let acked = async |count: usize| {
@@ -213,6 +225,7 @@ async fn a_killed_primary_is_followed_by_another_under_load() {
     let structural: Vec<_> = violations.iter().filter(|violation| is_structural(violation)).collect();
     assert_eq!(structural, [] as [&Violation; 0]);
     assert!(failovers >= 1);
+    lost
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
