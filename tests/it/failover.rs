@@ -57,6 +57,15 @@ impl Scene {
         })
         .await;
         app.put("/groups/all", r#"{"ordering":"stream","lease_ms":1000}"#).await.expect(201);
+        // A replica that takes over without it knows of no group.
+        for replica in &nodes.replicas {
+            let mut redis = replica.connection().await;
+            let group = redis::cmd("EXISTS").arg("groups").arg("group:all").to_owned();
+            eventually("the replica has the group", async || {
+                group.query_async::<usize>(&mut redis).await.unwrap() == 2
+            })
+            .await;
+        }
         let load = Load::new(16, vec![app.url.clone()]);
         let writers = load.start();
         Self { nodes, address, app, load, writers }
