@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Copy,
-    store::{CopiedGroup, Copier, CopyError, Step},
+    store::{CopiedGroup, Copier, CopyError},
 };
 
 /// Copies a store into another one, with its consumer groups.
@@ -32,10 +32,8 @@ pub async fn copy(settings: Copy) -> Result<(), Failure> {
 }
 
 async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool) -> Result<(), Failure> {
-    let (before, left) = (copier.done(), copier.left().await?);
-    let progress = Progress::start(Some(left));
-    let shown = |step: &Step, copier: &Copier| progress.add(step.added, copier.done().saturating_sub(before));
-    let ended = to_the_end(copier, interrupted, follow, shown).await;
+    let progress = Progress::start(Some(copier.left().await?));
+    let ended = to_the_end(copier, interrupted, follow, &progress).await;
     let so_far = format!("{} events copied, {}", progress.events(), progress.pace());
     drop(progress);
     match ended {
@@ -51,12 +49,13 @@ async fn to_the_end(
     copier: &mut Copier,
     interrupted: &CancellationToken,
     follow: bool,
-    shown: impl Fn(&Step, &Copier),
+    progress: &Progress,
 ) -> Result<Option<Vec<CopiedGroup>>, CopyError> {
+    let before = copier.done();
     loop {
         let over = interrupted.is_cancelled();
         let step = copier.step().await?;
-        shown(&step, copier);
+        progress.add(step.added, copier.done().saturating_sub(before));
         match step.all {
             true if over || !follow => break,
             true => tokio::select! {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::aio::ConnectionLike;
+use redis::{FromRedisValue, aio::ConnectionLike};
 use sha2::{Digest, Sha256};
 use tracing::info;
 use uuid::Uuid;
@@ -143,11 +143,7 @@ impl Migrations {
 /// # Errors
 /// There is no store, or Redis cannot be reached.
 pub(super) async fn stored_partitions(config: &StoreConfig) -> Result<Partitions, StartError> {
-    let connections = Connections::open(config).await?;
-    let mut redis = connections.exclusive(Partition::FIRST).await?;
-    let mut stored = redis::cmd("HGET");
-    stored.arg(config.keys().schema()).arg("partitions");
-    let stored: Option<u16> = stored.query_async(&mut redis).await?;
+    let stored: Option<u16> = stored(&Connections::open(config).await?, &config.keys()).await?;
     stored.and_then(Partitions::new).ok_or(StartError::NoStore)
 }
 
@@ -157,9 +153,14 @@ pub(super) async fn check_partitions(
     keys: &Keys,
     asked: Partitions,
 ) -> Result<(), StartError> {
-    let mut redis = connections.exclusive(Partition::FIRST).await?;
-    let stored: u16 = redis::cmd("HGET").arg(keys.schema()).arg("partitions").query_async(&mut redis).await?;
+    let stored: u16 = stored(connections, keys).await?;
     if stored == asked.count() { Ok(()) } else { Err(StartError::Partitions { stored, asked: asked.count() }) }
+}
+
+/// What the store says of its number of partitions.
+async fn stored<T: FromRedisValue>(connections: &Connections, keys: &Keys) -> Result<T, StartError> {
+    let mut redis = connections.exclusive(Partition::FIRST).await?;
+    Ok(redis::cmd("HGET").arg(keys.schema()).arg("partitions").query_async(&mut redis).await?)
 }
 
 async fn lock(redis: &mut impl ConnectionLike, keys: &Keys, token: &str) -> Result<(), StartError> {

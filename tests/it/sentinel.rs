@@ -80,25 +80,28 @@ impl SentinelSet {
         TestApp::start_on(TestRedis::of_set(&self.url()), partitions).await
     }
 
+    /// The places of those that say that they are primary.
+    async fn primaries(&self) -> Vec<usize> {
+        let roles = join_all(self.servers.iter().map(|server| server.info("role"))).await;
+        (0..roles.len()).filter(|place| roles[*place] == "master").collect()
+    }
+
     /// The place of the only primary. On a busy machine the sentinels may have made another one once more.
     async fn primary(&self) -> usize {
-        let mut only = None;
+        let mut primaries = Vec::new();
         eventually("one server is primary", async || {
-            let roles = join_all(self.servers.iter().map(|server| server.info("role"))).await;
-            let mut primaries = (0..roles.len()).filter(|place| roles[*place] == "master");
-            only = primaries.next().filter(|_| primaries.next().is_none());
-            only.is_some()
+            primaries = self.primaries().await;
+            primaries.len() == 1
         })
         .await;
-        only.unwrap()
+        primaries[0]
     }
 
     /// Waits until a server is primary that was none, and gives its place.
     async fn taken_over(&self, from: usize) -> usize {
         let mut new = None;
         eventually("another server is primary", async || {
-            let roles = join_all(self.servers.iter().map(|server| server.info("role"))).await;
-            new = roles.iter().enumerate().find(|(place, role)| *place != from && *role == "master").map(|(at, _)| at);
+            new = self.primaries().await.into_iter().find(|place| *place != from);
             new.is_some()
         })
         .await;

@@ -6,7 +6,7 @@
 
 use std::iter::zip;
 
-use super::{Copier, CopyError, position_in};
+use super::{Copier, CopyError};
 use crate::{
     model::{Error, Fingerprint, GroupName, GroupSettings, Partition, Position, Start, StreamId, Version},
     store::{Direction, Group, Store},
@@ -51,12 +51,14 @@ impl Copier {
         for (partition, start) in zip(self.from.partitions_of(group), &group.places) {
             floors.push(self.from.floor(group, partition).await?.max(*start));
         }
-        let (places, heads) = match &group.settings.stream {
-            Some(stream) => {
-                let head = version(&self.to, self.to.partition(stream), stream).await?;
-                (floors.iter().map(|floor| head.min(*floor)).collect(), vec![head])
-            }
-            None => self.places_behind(&floors).await?,
+        let source = group.settings.stream.as_ref();
+        let mut heads = Vec::new();
+        for partition in self.to.partitions_of(group) {
+            heads.push(self.to.source_head(partition, source).await?);
+        }
+        let places: Vec<u64> = match source {
+            Some(_) => zip(&heads, floors).map(|(head, floor)| floor.min(*head)).collect(),
+            None => self.places_behind(&floors, &heads).await?,
         };
         let to_come: u64 = zip(&heads, &places).map(|(head, place)| head - place).sum();
         let settings = GroupSettings { start: self.start(&group.settings, &places), ..group.settings.clone() };
@@ -75,24 +77,20 @@ impl Copier {
         }
     }
 
-    /// The last positions of the target before the first event that is behind one of these of the source; and the heads.
-    async fn places_behind(&self, floors: &[u64]) -> Result<(Vec<u64>, Vec<u64>), Error> {
-        let mut heads = Vec::new();
-        for partition in self.to.partitions().all() {
-            heads.push(self.to.log_end(partition).await?.map_or(0, |(position, _)| position.get()));
-        }
-        let mut places = heads.clone();
+    /// The last positions of the target before the first event that is behind one of these of the source.
+    async fn places_behind(&self, floors: &[u64], heads: &[u64]) -> Result<Vec<u64>, Error> {
+        let mut places = heads.to_vec();
         for (partition, floor) in zip(self.from.partitions().all(), floors) {
-            for (place, first) in zip(&mut places, self.firsts_behind(partition, *floor, &heads).await?) {
+            for (place, first) in zip(&mut places, self.firsts_behind(partition, *floor).await?) {
                 *place = first.map_or(*place, |first| (*place).min(first - 1));
             }
         }
-        Ok((places, heads))
+        Ok(places)
     }
 
     /// Where the first event of each of the target's partitions is of those that are behind a position of the source.
-    async fn firsts_behind(&self, partition: Partition, floor: u64, heads: &[u64]) -> Result<Vec<Option<u64>>, Error> {
-        let mut firsts = vec![None; heads.len()];
+    async fn firsts_behind(&self, partition: Partition, floor: u64) -> Result<Vec<Option<u64>>, Error> {
+        let mut firsts = vec![None; usize::from(self.to.partitions().count())];
         let copied = self.cursor.places[usize::from(partition.get())].map_or(0, |(position, _)| position.get());
         let mut at = floor;
         while at < copied && firsts.contains(&None) {
@@ -113,11 +111,11 @@ impl Copier {
     }
 }
 
-/// The version of a stream, 0 where there is none.
-async fn version(store: &Store, partition: Partition, stream: &StreamId) -> Result<u64, Error> {
-    match store.version(partition, stream).await {
-        Ok(version) => Ok(Version::get(version)),
-        Err(Error::StreamNotFound | Error::StreamDeleted) => Ok(0),
+/// The position of an event in the target, where it was not removed.
+async fn position_in(to: &Store, stream: &StreamId, version: Version) -> Result<Option<Position>, Error> {
+    match to.read_event(to.partition(stream), stream, version).await {
+        Ok(event) => Ok(Some(event.position)),
+        Err(Error::EventNotFound | Error::StreamNotFound) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -21,7 +21,7 @@ use super::{
     tail::Waiter,
 };
 use crate::{
-    model::{Cursor, Error, Event, EventId, Fingerprint, Partition, Position, StreamId, Version},
+    model::{Cursor, Error, Event, EventId, Fingerprint, Partition, StreamId, Version},
     store::StoreConfig,
 };
 
@@ -234,7 +234,7 @@ impl Copier {
 async fn entries(store: &Store) -> Result<u64, Error> {
     let mut entries = 0;
     for partition in store.partitions().all() {
-        entries += store.log_end(partition).await?.map_or(0, |(position, _)| position.get());
+        entries += store.source_head(partition, None).await?;
     }
     Ok(entries)
 }
@@ -273,12 +273,15 @@ fn copy_command(to: &Store, partition: Partition, pointer: &Pointer, event: Opti
     call
 }
 
+fn misses_function(reply: &Value) -> bool {
+    matches!(reply, Value::ServerError(error) if errors::from_reply(error) == Error::FunctionMissing)
+}
+
 /// Adds events to a partition of the target. Answers with how many were not there yet.
 async fn add(to: &Store, partition: Partition, commands: &Pipeline, of: &[&Pointer]) -> Result<u64, CopyError> {
     let ask = || async {
         let replies = to.0.connections.ask(partition, commands).await?;
-        let missing = |reply: &Value| matches!(reply, Value::ServerError(error) if errors::from_reply(error) == Error::FunctionMissing);
-        if replies.iter().any(missing) { Err(Error::FunctionMissing) } else { Ok(replies) }
+        if replies.iter().any(misses_function) { Err(Error::FunctionMissing) } else { Ok(replies) }
     };
     let replies = to.with_functions(partition, ask).await.map_err(CopyError::Target)?;
     let mut added = 0;
@@ -297,13 +300,4 @@ async fn add(to: &Store, partition: Partition, commands: &Pipeline, of: &[&Point
         };
     }
     Ok(added)
-}
-
-/// The position of an event in the target, where it was not removed.
-async fn position_in(to: &Store, stream: &StreamId, version: Version) -> Result<Option<Position>, Error> {
-    match to.read_event(to.partition(stream), stream, version).await {
-        Ok(event) => Ok(Some(event.position)),
-        Err(Error::EventNotFound | Error::StreamNotFound) => Ok(None),
-        Err(error) => Err(error),
-    }
 }

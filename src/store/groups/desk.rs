@@ -2,7 +2,8 @@
 //! round trip. Redis works for as long on a call for eight as on two calls for one.
 //!
 //! A round acks, hands out, and fetches the events that the round before handed out. Nobody waits for company: a round
-//! begins as soon as the one before it is over, or at once where that one was full. It is a task of its own, so a request that goes away breaks off nothing.
+//! begins as soon as the one before it is over, or at once where that one was full. It is a task of its own, so a request
+//! that goes away breaks off nothing.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -206,6 +207,7 @@ impl Store {
         answer.unwrap_or_else(|_| Err(Error::Unavailable("the group's queue broke off".to_owned())))
     }
 
+    /// Not in `serve` itself, whose future would have to be Send before it is known.
     fn open_lane(&self, desk: Arc<Desk>, partition: Partition) {
         tokio::spawn(self.clone().serve(desk, partition));
     }
