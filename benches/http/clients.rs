@@ -117,9 +117,9 @@ impl RawAppend {
 
 /// A call of the append function: one event, at the version behind this one.
 pub fn call_append(out: &mut Vec<u8>, function: &str, stream: &str, version: &str) {
-    let keys = [&format!("events:{stream}"), "log", &format!("ids:{stream}"), &format!("stream:{stream}")];
+    let keys = ["log", &format!("events:{stream}"), &format!("ids:{stream}"), &format!("stream:{stream}")];
     let head = ["FCALL", function, "4"];
-    let arguments = [version, "", "", stream, ID, "", KIND, data(), "{}"];
+    let arguments = ["1", version, "", "", stream, ID, "", KIND, data(), "{}"];
     command(out, &[&head[..], &keys, &arguments].concat());
 }
 

@@ -1,25 +1,38 @@
--- es_append: add events to a stream whose version meets a condition, and their pointers to the partition's log.
+-- es_append: add events to streams whose versions meet conditions, and their pointers to the partition's log. A call has
+-- any number of appends, each of which stands for itself: all of its events or none, whatever becomes of the others.
 --
--- KEYS     1 events:<stream>    2 log    3 ids:<stream>    4 stream:<stream>
--- ARGV     1 condition: '' nothing, 'none' no events yet, 'exists' some event, or versions joined by ','
---          2 index: '1' where the ids are to be kept in ids:<stream>, '' where the service made them; where they follow
+-- KEYS     1 log    2.. three for each append: events:<stream>, ids:<stream>, stream:<stream>
+-- ARGV     for each append:
+--          1 number of events
+--          2 condition: '' nothing, 'none' no events yet, 'exists' some event, or versions joined by ','
+--          3 index: '1' where the ids are to be kept in ids:<stream>, '' where the service made them; where they follow
 --            from a key, the form in the index of the id that one more event would have
---          3 again: '' at first; in a repeat after a broken connection the call's age in milliseconds
---          4 stream id, for the log
---          5.. five for each event: id, its form in the index, type, data, metadata
--- RETURNS  version of the first event, version of the last, position of the last, 1 if they were there already, else 0
+--          4 again: '' at first; in a repeat after a broken connection the append's age in milliseconds
+--          5 stream id, for the log
+--          6.. five for each event: id, its form in the index, type, data, metadata
+-- RETURNS  a line for each append: version of the first event, version of the last, position of the last, 1 if they were
+--          there already, else 0; or an error. (One text: to Redis each number of a list is as dear as the whole of it.)
 -- ERRORS   WRONGVERSION <version>   the condition does not hold
 --          TOMBSTONED deleted       the stream was deleted for ever
 --          IDREUSED <index>         the event's id stands in the stream with another type or other data
---          DUPLICATEID <index>      the event is there already, others of the call are not, or not in this order
+--          DUPLICATEID <index>      the event is there already, others of the append are not, or not in this order
 --          UNSETTLED repeat         a repeat that cannot tell whether the first call was carried out
 --          FOREIGN stream           the stream was not written by Streamkeep
---          After each of them, nothing was written. Each has a second word: Redis puts ERR before a single one.
+--          After each of them, nothing was written.
 
+local HEAD = 5 -- arguments an append, before its events
 local WIDTH = 5 -- arguments an event
-local FIRST = 5 -- index of the first event's first argument
 local LOOK_BACK_ENTRIES = 1000
 local LOOK_BACK_BYTES = 8 * 1024 * 1024
+
+-- What an append of the call is about. `first` is the index of its first event's first argument.
+local function append_at(keys, key, args, at)
+  return {
+    events = keys[key], ids = keys[key + 1], facts = keys[key + 2],
+    count = tonumber(args[at]), condition = args[at + 1], index = args[at + 2], again = args[at + 3],
+    stream = args[at + 4], args = args, first = at + HEAD,
+  }
+end
 
 local function holds(condition, version)
   if condition == '' or tonumber(condition) == version then
@@ -41,35 +54,39 @@ local function stored_version(entry)
   return tonumber(string.match(entry[1], '^0%-(%d+)$'))
 end
 
+local function line(first, last, position, known)
+  return string.format('%d %d %d %d', first, last, position, known)
+end
+
 -- The events are all in the index, at `versions`. Answers as the first call did, or says what differs.
-local function answer_again(keys, args, versions)
-  local position = 0
+local function answer_again(append, versions)
+  local args, position = append.args, 0
   for i, version in ipairs(versions) do
     if i > 1 and tonumber(version) <= tonumber(versions[i - 1]) then
-      return redis.error_reply('DUPLICATEID ' .. digits(i - 1))
+      return 'DUPLICATEID ' .. digits(i - 1)
     end
-    local at = FIRST + (i - 1) * WIDTH
+    local at = append.first + (i - 1) * WIDTH
     local id = '0-' .. version
-    local entry = redis.call('XRANGE', keys[1], id, id)[1]
+    local entry = redis.call('XRANGE', append.events, id, id)[1]
     if entry then
       if field(entry[2], 'type') ~= args[at + 2] or field(entry[2], 'data') ~= args[at + 3] then
-        return redis.error_reply('IDREUSED ' .. digits(i - 1))
+        return 'IDREUSED ' .. digits(i - 1)
       end
       position = tonumber(field(entry[2], 'position'))
     end
   end
   -- Nothing changes, but something is written: a WAIT behind this call must cover the first one.
-  redis.call('HSET', keys[3], args[FIRST + 1], versions[1])
-  return { tonumber(versions[1]), tonumber(versions[#versions]), position, 1 }
+  redis.call('HSET', append.ids, args[append.first + 1], versions[1])
+  return line(tonumber(versions[1]), tonumber(versions[#versions]), position, 1)
 end
 
 -- Looks the ids up: nil where none is known.
-local function check_index(keys, args, count)
-  local forms = {}
+local function check_index(append)
+  local count, forms = append.count, {}
   for i = 1, count do
-    forms[i] = args[FIRST + (i - 1) * WIDTH + 1]
+    forms[i] = append.args[append.first + (i - 1) * WIDTH + 1]
   end
-  local versions = redis.call('HMGET', keys[3], unpack(forms))
+  local versions = redis.call('HMGET', append.ids, unpack(forms))
   local known, first_known = 0, nil
   for i = 1, count do
     if versions[i] then
@@ -78,61 +95,61 @@ local function check_index(keys, args, count)
     end
   end
   if known == count then
-    if args[2] ~= '1' and redis.call('HEXISTS', keys[3], args[2]) == 1 then
-      return redis.error_reply('DUPLICATEID ' .. digits(count - 1))
+    if append.index ~= '1' and redis.call('HEXISTS', append.ids, append.index) == 1 then
+      return 'DUPLICATEID ' .. digits(count - 1)
     end
-    return answer_again(keys, args, versions)
+    return answer_again(append, versions)
   elseif known > 0 then
-    return redis.error_reply('DUPLICATEID ' .. digits(first_known - 1))
+    return 'DUPLICATEID ' .. digits(first_known - 1)
   end
 end
 
 -- A call's first event is found: answers as the first call did, or would have. Its id goes into the index, where it may
 -- stand already, for something must be written: a WAIT behind this call must cover the first one.
-local function told(keys, args, entry, count)
-  local version = stored_version(entry)
-  redis.call('HSET', keys[3], args[FIRST + 1], digits(version))
-  return { version, version + count - 1, tonumber(field(entry[2], 'position')) + count - 1, 0 }
+local function told(append, entry)
+  local version, others = stored_version(entry), append.count - 1
+  redis.call('HSET', append.ids, append.args[append.first + 1], digits(version))
+  return line(version, version + others, tonumber(field(entry[2], 'position')) + others, 0)
 end
 
 -- A call whose ids the service made. Its repeat keeps the first of them in the index: a call that was only thought to be
 -- lost, and arrives after its repeat, finds it there. nil where it was not repeated.
-local function check_repeated(keys, args, count)
-  local version = redis.call('HGET', keys[3], args[FIRST + 1])
+local function check_repeated(append)
+  local version = redis.call('HGET', append.ids, append.args[append.first + 1])
   if not version then
     return nil
   end
   local id = '0-' .. version
-  local entry = redis.call('XRANGE', keys[1], id, id)[1]
-  return entry and told(keys, args, entry, count) or redis.error_reply('UNSETTLED repeat')
+  local entry = redis.call('XRANGE', append.events, id, id)[1]
+  return entry and told(append, entry) or 'UNSETTLED repeat'
 end
 
 -- A repeat of a call whose ids are in no index, and whose condition names versions: its first event can only be behind
 -- one of them. nil where it was surely not carried out.
-local function look_behind_expected(keys, args, count)
-  local versions = args[1] == 'none' and '0' or args[1]
+local function look_behind_expected(append)
+  local versions = append.condition == 'none' and '0' or append.condition
   for expected in string.gmatch(versions, '%d+') do
     local id = '0-' .. digits(tonumber(expected) + 1)
-    local entry = redis.call('XRANGE', keys[1], id, id)[1]
-    if entry and field(entry[2], 'id') == args[FIRST] then
-      return told(keys, args, entry, count)
+    local entry = redis.call('XRANGE', append.events, id, id)[1]
+    if entry and field(entry[2], 'id') == append.args[append.first] then
+      return told(append, entry)
     end
   end
 end
 
 -- The same where it can be at any version: looks for its first id from the head, not before the call began.
-local function look_back(keys, args, count)
-  local oldest = clock() - tonumber(args[3])
+local function look_back(append, now)
+  local oldest = now - tonumber(append.again)
   local seen, bytes, upper = 0, 0, '+'
   while seen < LOOK_BACK_ENTRIES and bytes < LOOK_BACK_BYTES do
-    local entries = redis.call('XREVRANGE', keys[1], upper, '-', 'COUNT', 10)
+    local entries = redis.call('XREVRANGE', append.events, upper, '-', 'COUNT', 10)
     if #entries == 0 then
       return nil
     end
     for _, entry in ipairs(entries) do
       local fields = entry[2]
-      if field(fields, 'id') == args[FIRST] then
-        return told(keys, args, entry, count)
+      if field(fields, 'id') == append.args[append.first] then
+        return told(append, entry)
       elseif tonumber(field(fields, 'timestamp')) < oldest then
         return nil
       end
@@ -141,71 +158,99 @@ local function look_back(keys, args, count)
     end
     upper = '(' .. entries[#entries][1]
   end
-  return redis.error_reply('UNSETTLED repeat')
+  return 'UNSETTLED repeat'
 end
 
-local function add_event(send, key, args, i, now, version, position)
-  local at = FIRST + (i - 1) * WIDTH
+local function add_event(send, append, i, now, version, position)
+  local args, at = append.args, append.first + (i - 1) * WIDTH
   version = digits(version)
-  return send('XADD', key, '0-' .. version, 'id', args[at], 'type', args[at + 2], 'data', args[at + 3], 'metadata',
-    args[at + 4], 'timestamp', now, 'version', version, 'position', digits(position))
+  return send('XADD', append.events, '0-' .. version, 'id', args[at], 'type', args[at + 2], 'data', args[at + 3],
+    'metadata', args[at + 4], 'timestamp', now, 'version', version, 'position', digits(position))
 end
 
 -- Adds the first event at the version after XLEN. Refused where the condition does not hold for that version, or Redis
 -- knows of a higher one (events were removed, or the stream is tombstoned): then decides again from the stored facts.
-local function add_first(keys, args, now, position)
-  local version = redis.call('XLEN', keys[1])
-  if holds(args[1], version) and not add_event(redis.pcall, keys[1], args, 1, now, version + 1, position).err then
+local function add_first(append, now, position)
+  local version = redis.call('XLEN', append.events)
+  if holds(append.condition, version) and not add_event(redis.pcall, append, 1, now, version + 1, position).err then
     return version + 1
   end
-  if redis.call('HEXISTS', keys[4], 'tombstone') == 1 then
+  if redis.call('HEXISTS', append.facts, 'tombstone') == 1 then
     return nil, 'TOMBSTONED deleted'
   end
-  version = last_number(keys[1])
+  version = last_number(append.events)
   if not version then
     return nil, 'FOREIGN stream'
-  elseif not holds(args[1], version) then
+  elseif not holds(append.condition, version) then
     return nil, 'WRONGVERSION ' .. digits(version)
   end
-  add_event(redis.call, keys[1], args, 1, now, version + 1, position)
+  add_event(redis.call, append, 1, now, version + 1, position)
   return version + 1
 end
 
-local function append(keys, args)
-  local count = (#args - FIRST + 1) / WIDTH
-  local indexed, again = args[2] ~= '', args[3] ~= ''
-  local settled
-  if indexed then
-    settled = check_index(keys, args, count)
-  else
-    settled = check_repeated(keys, args, count)
-    if again and not settled then
-      local anywhere = args[1] == '' or args[1] == 'exists'
-      settled = (anywhere and look_back or look_behind_expected)(keys, args, count)
-    end
+-- The answer to an append whose events are there already, or a refusal; nil where they are to be added.
+local function check_known(append, shared)
+  if append.index ~= '' then
+    return check_index(append)
   end
+  local settled = shared.some_ids and check_repeated(append)
+  if append.again ~= '' and not settled then
+    local anywhere = append.condition == '' or append.condition == 'exists'
+    settled = (anywhere and look_back or look_behind_expected)(append, shared.now)
+  end
+  return settled
+end
+
+local function add(append, shared)
+  local settled = check_known(append, shared)
   if settled then
     return settled
   end
-
-  local now = digits(clock())
-  local position = redis.call('XLEN', keys[2])
-  local first, refusal = add_first(keys, args, now, position + 1)
+  local count, args, now = append.count, append.args, shared.digits
+  local position = shared.position or redis.call('XLEN', shared.log)
+  shared.position = nil
+  local first, refusal = add_first(append, now, position + 1)
   if not first then
-    return redis.error_reply(refusal)
+    shared.position = position
+    return refusal
   end
   for i = 2, count do
-    add_event(redis.call, keys[1], args, i, now, first + i - 1, position + i)
+    add_event(redis.call, append, i, now, first + i - 1, position + i)
   end
 
-  for i = 1, indexed and count or again and 1 or 0 do
-    redis.call('HSET', keys[3], args[FIRST + (i - 1) * WIDTH + 1], digits(first + i - 1))
+  for i = 1, append.index ~= '' and count or append.again ~= '' and 1 or 0 do
+    redis.call('HSET', append.ids, args[append.first + (i - 1) * WIDTH + 1], digits(first + i - 1))
   end
   -- Last, for this alone could fail: if somebody else wrote to the log. A repeat then finds the events.
   for i = 1, count do
-    position = add_pointer(keys[2], args[4], first + i - 1, args[FIRST + (i - 1) * WIDTH + 2], position + 1)
+    local kind = args[append.first + (i - 1) * WIDTH + 2]
+    position = add_pointer(shared.log, append.stream, first + i - 1, kind, position + 1)
   end
-  return { first, first + count - 1, position, 0 }
+  shared.position = position
+  return line(first, first + count - 1, position, 0)
 end
 
-redis.register_function('es_append' .. suffix, append)
+-- What all appends of a call share, so that it is looked up once: the time, whether any of their streams has an index,
+-- and, as far as known, the position of the last event in the log.
+local function look(keys)
+  local indexes = {}
+  for key = 3, #keys, 3 do
+    indexes[#indexes + 1] = keys[key]
+  end
+  local now = clock()
+  return { log = keys[1], now = now, digits = digits(now), some_ids = redis.call('EXISTS', unpack(indexes)) > 0 }
+end
+
+local function append_all(keys, args)
+  local shared, lines, at = look(keys), {}, 1
+  for key = 2, #keys, 3 do
+    local append = append_at(keys, key, args, at)
+    -- What Redis refuses to one is no reason to leave the others without an answer.
+    local done, answer = pcall(add, append, shared)
+    lines[#lines + 1] = done and answer or type(answer) == 'table' and answer.err or 'ERR ' .. tostring(answer)
+    at = append.first + append.count * WIDTH
+  end
+  return table.concat(lines, '\n')
+end
+
+redis.register_function('es_append' .. suffix, append_all)

@@ -152,7 +152,7 @@ number! {
 }
 
 /// A share of all streams with a log of its own: 0 up to the number of partitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]
 pub struct Partition(u16);
 

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, Value};
 use tracing::warn;
 
 use crate::{
     model::{Condition, Durability, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
     store::{
         StartError, Store,
+        append_call::{Answer, AppendCall},
         connections::Pauses,
         errors,
         writers::{NoReply, Reply},
@@ -76,8 +76,8 @@ impl Store {
                 Err(error) => return Err(if lost { Error::OutcomeUnknown } else { error }),
             };
             let writers = if plan.wait { &primary.waiting_writers } else { &primary.writers };
-            let error = match writers.call(self.append_command(&append, again, bytes), bytes, deadline).await {
-                Ok(Reply { value: Value::ServerError(reply), .. }) => match errors::from_reply(&reply) {
+            let error = match writers.call(self.append_call(&append, again, bytes), deadline).await {
+                Ok(Reply { answer: Answer::Refused(reply), .. }) => match errors::from_reply(&reply) {
                     Error::FunctionMissing => match self.reload(partition, deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
@@ -88,15 +88,15 @@ impl Store {
                     }
                     error => error,
                 },
-                Ok(Reply { value, confirmed }) => {
-                    let appended = appended(value, plan.reached)?;
-                    let Appended { first_version, version, .. } = appended;
-                    if confirmed {
-                        return Ok(appended);
+                Ok(Reply { answer: Answer::Strange(value), .. }) => Error::Corrupt(format!("es_append: {value:?}")),
+                Ok(Reply { answer: Answer::Line(line), confirmed }) => match appended(&line, plan.reached) {
+                    Ok(appended) if confirmed => return Ok(appended),
+                    Ok(Appended { first_version, version, .. }) => {
+                        primary.server.look_again();
+                        return Err(Error::DurabilityUnconfirmed { first_version, version });
                     }
-                    primary.server.look_again();
-                    return Err(Error::DurabilityUnconfirmed { first_version, version });
-                }
+                    Err(error) => error,
+                },
                 Err(NoReply::Lost) => {
                     lost = true;
                     if Instant::now() < deadline {
@@ -116,21 +116,22 @@ impl Store {
         }
     }
 
-    fn append_command(&self, append: &Append<'_>, again: Option<Duration>, bytes: usize) -> Cmd {
+    fn append_call(&self, append: &Append<'_>, again: Option<Duration>, bytes: usize) -> AppendCall {
         let Append { partition, stream, condition, retry, events } = append;
         let index = match retry {
             Retry::ByService => Vec::new(),
             Retry::ById => b"1".to_vec(),
             Retry::ByKey(one_more) => one_more.index_key(),
         };
-        let mut call = Cmd::with_capacity(11 + 5 * events.len(), bytes + 256);
-        call.arg("FCALL")
-            .arg(&self.0.append_function)
-            .arg(4)
-            .arg(self.0.keys.events(*partition, stream))
-            .arg(self.0.keys.log(*partition))
-            .arg(self.0.keys.ids(*partition, stream))
-            .arg(self.0.keys.stream(*partition, stream))
+        let keys = &self.0.keys;
+        let keys = [
+            keys.log(*partition),
+            keys.events(*partition, stream),
+            keys.ids(*partition, stream),
+            keys.stream(*partition, stream),
+        ];
+        let mut call = AppendCall::new(*partition, &keys, events.len(), bytes);
+        call.arg(events.len())
             .arg(condition)
             .arg(index)
             .arg(again.map(|age| age.as_millis().to_string()).unwrap_or_default())
@@ -181,9 +182,15 @@ fn condition_text(condition: &Condition) -> String {
     }
 }
 
-fn appended(value: Value, durability: Durability) -> Result<Appended, Error> {
-    let numbers: Result<(u64, u64, u64, u8), _> = redis::from_redis_value(value);
-    let (first, last, position, duplicate) = numbers.map_err(|error| Error::Corrupt(error.to_string()))?;
+/// A line of the answer: four numbers, or an error.
+fn appended(line: &[u8], durability: Durability) -> Result<Appended, Error> {
+    let line = String::from_utf8_lossy(line);
+    let mut numbers = line.split(' ').map(|word| word.parse().ok());
+    let mut number = || numbers.next().flatten();
+    let (Some(first), Some(last), Some(position), Some(duplicate)) = (number(), number(), number(), number()) else {
+        let (code, details) = line.split_once(' ').unwrap_or((&line, ""));
+        return Err(errors::meaning(code, details));
+    };
     Ok(Appended {
         first_version: Version::new(first).unwrap_or_default(),
         version: Version::new(last).unwrap_or_default(),

@@ -86,11 +86,12 @@ impl Connections {
     /// # Errors
     /// Where the address does not make sense, or nobody says who is primary.
     pub async fn open(config: &StoreConfig) -> Result<Self, StartError> {
-        let StoreConfig { address, partitions, timeout, writers, queued_max, durability, .. } = config;
+        let StoreConfig { address, partitions, timeout, writers, queued_max, durability, library, .. } = config;
         let keys = config.keys();
         let (metrics, doubted, unseen) = (StoreMetrics::default(), Arc::new(Notify::new()), Arc::default());
         let (timeout, writers, queued_max, durability) = (*timeout, *writers, *queued_max, *durability);
-        let usage = Usage { timeout, writers, queued_max, durability, metrics, doubted, unseen };
+        let append_function = library.function("es_append");
+        let usage = Usage { timeout, append_function, writers, queued_max, durability, metrics, doubted, unseen };
         let slots = partitions.all().map(|partition| (partition, topology::slot(&keys.log(partition)))).collect();
         let view = topology::look(address, &[], timeout).await?;
         let empty = Table { primaries: Vec::new(), partitions: Vec::new(), view: View::default() };

@@ -5,6 +5,7 @@
 
 mod address;
 mod append;
+mod append_call;
 mod checks;
 mod connections;
 mod copy;
@@ -102,7 +103,6 @@ struct Inner {
     partitions: Partitions,
     connections: Connections,
     library: Library,
-    append_function: String,
     timeout: Duration,
     runs: look::Runs,
     /// Bytes of the largest event read so far.
@@ -132,7 +132,6 @@ impl Store {
         migrations::check_partitions(&connections, &keys, partitions).await?;
         log::check_log(&connections, &keys).await?;
         durability::check_floor(&look::look(&connections, &library, timeout).await)?;
-        let append_function = library.function("es_append");
         let grown = Grown::default();
         let inner = Arc::new_cyclic(|inner| {
             let tail = |partition| {
@@ -146,7 +145,6 @@ impl Store {
                 partitions,
                 connections,
                 library,
-                append_function,
                 timeout,
                 runs: look::Runs::default(),
                 largest,

@@ -36,6 +36,8 @@ const EXCLUSIVE: usize = 4;
 pub(super) struct Usage {
     /// For each call, all of it.
     pub timeout: Duration,
+    /// What they call: the full name of `es_append`.
+    pub append_function: String,
     /// Tasks that append.
     pub writers: usize,
     /// Most appends that wait for one of these.
@@ -127,6 +129,11 @@ impl Server {
     /// What appends must survive.
     pub(super) fn durability(&self) -> DurabilityConfig {
         self.usage.durability
+    }
+
+    /// What writers call.
+    pub(super) fn append_function(&self) -> &str {
+        &self.usage.append_function
     }
 
     /// What is counted.

@@ -1,7 +1,7 @@
 //! Writers: tasks that own a connection each and send all appends that are waiting as one pipeline.
 //!
-//! Concurrent appends share a round trip, and a lone append waits for nobody: a writer takes what is queued the moment
-//! it is free. Several writers keep several pipelines under way, so that the next is on its way to Redis while the
+//! Concurrent appends share a round trip, and those of one partition calls of the function, whose beginning and end cost
+//! Redis as much as an event; a lone append waits for nobody: a writer takes what is queued the moment it is free. Several writers keep several pipelines under way, so that the next is on its way to Redis while the
 //! reply (and with `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
 //! end of a pipeline speaks of exactly these writes: it counts the replicas that have them all. A connection is never
 //! mended, only given up, so a WAIT cannot be asked on another one than its writes.
@@ -17,23 +17,24 @@ use std::{
 
 use async_channel::{Receiver, Sender, TrySendError};
 use futures::FutureExt as _;
-use redis::{Cmd, Pipeline, Value, aio::MultiplexedConnection};
+use redis::{Pipeline, Value, aio::MultiplexedConnection};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
 use crate::{
     store::{
+        append_call::{self, Answer, AppendCall},
         errors::{self, Refusal},
         primary::Server,
     },
     telemetry::traces,
 };
 
-/// Most calls in one pipeline.
-const CALLS_MAX: usize = 256;
-/// No further call is taken once a pipeline has this many bytes of payload.
+/// Most appends in one pipeline.
+const APPENDS_MAX: usize = 256;
+/// No further append is taken once a pipeline has this many bytes of payload.
 const BYTES_MAX: usize = 4 * 1024 * 1024;
-/// What writers call.
+/// What writers call, as it is called in metrics and traces.
 const APPEND: &str = "es_append";
 /// Pauses between attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(20);
@@ -51,17 +52,16 @@ pub(super) enum NoReply {
 }
 
 struct Call {
-    command: Cmd,
-    bytes: usize,
+    append: AppendCall,
     deadline: Instant,
     stage: Stage,
     reply: oneshot::Sender<Result<Reply, NoReply>>,
 }
 
-/// What became of a call.
+/// What became of an append.
 pub(super) struct Reply {
     /// Redis' own words.
-    pub(super) value: Value,
+    pub(super) answer: Answer,
     /// Whether as many replicas have it as must; true where none must.
     pub(super) confirmed: bool,
 }
@@ -110,13 +110,13 @@ impl Writers {
         self.queue.len()
     }
 
-    /// Sends one command with `bytes` of payload and waits for its reply. The command is carried out even where the
-    /// caller has gone, so it is whole or absent.
-    pub(super) async fn call(&self, command: Cmd, bytes: usize, deadline: Instant) -> Result<Reply, NoReply> {
+    /// Sends an append and waits for its reply. It is carried out even where the caller has gone, so it is whole or
+    /// absent.
+    pub(super) async fn call(&self, append: AppendCall, deadline: Instant) -> Result<Reply, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
         let span = traces::round_trip(APPEND, 1);
-        let call = Call { command, bytes, deadline, stage: stage.clone(), reply };
+        let call = Call { append, deadline, stage: stage.clone(), reply };
         self.queue.try_send(call).map_err(|error| match error {
             TrySendError::Full(_) => NoReply::QueueFull,
             TrySendError::Closed(_) => NoReply::NotSent,
@@ -164,11 +164,11 @@ impl Writer {
 
     /// What is queued, up to the limits of a pipeline, without calls whose time is up.
     fn take(&self, first: Call) -> Vec<Call> {
-        let mut bytes = first.bytes;
+        let mut bytes = first.append.bytes;
         let mut batch = vec![first];
-        while batch.len() < CALLS_MAX && bytes < BYTES_MAX {
+        while batch.len() < APPENDS_MAX && bytes < BYTES_MAX {
             let Ok(call) = self.calls.try_recv() else { break };
-            bytes += call.bytes;
+            bytes += call.append.bytes;
             batch.push(call);
         }
         let now = Instant::now();
@@ -202,12 +202,14 @@ impl Writer {
         }
     }
 
-    async fn send(&mut self, mut connection: MultiplexedConnection, batch: Vec<Call>, deadline: Instant) {
-        let mut pipeline = Pipeline::with_capacity(batch.len() + 1);
-        let mut waiting = Vec::with_capacity(batch.len());
-        for Call { command, reply, .. } in batch {
-            pipeline.add_command(command);
-            waiting.push(reply);
+    async fn send(&mut self, mut connection: MultiplexedConnection, mut batch: Vec<Call>, deadline: Instant) {
+        // Those of a stream stay in order.
+        batch.sort_by_key(|call| call.append.partition);
+        let (mut pipeline, mut shares) = (Pipeline::new(), Vec::new());
+        for share in append_call::shares(&batch, |call| &call.append) {
+            let appends = share.iter().map(|call| &call.append);
+            pipeline.add_command(append_call::command(self.server.append_function(), appends));
+            shares.push(share.len());
         }
         let (metrics, began) = (self.server.metrics(), Instant::now());
         if let Some(replicas) = self.replicas {
@@ -216,22 +218,21 @@ impl Writer {
         let replies = self.server.while_primary(connection.send_packed_commands(&pipeline, 0, pipeline.len()));
         let replies = tokio::time::timeout_at(deadline.into(), replies).await;
         metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
-        metrics.pipeline(waiting.len());
+        metrics.pipeline(batch.len());
         match replies {
-            Ok(Ok(values)) if let Some(confirmed) = self.confirmed(waiting.len(), &values) => {
+            Ok(Ok(values)) if let Some(confirmed) = self.confirmed(shares.len(), &values) => {
                 let demoted = values.iter().any(|value| errors::refusal(value) == Some(Refusal::Demoted));
-                for (reply, value) in waiting.into_iter().zip(values) {
-                    let _ = reply.send(Ok(Reply { value, confirmed }));
+                let answers = shares.iter().zip(values).flat_map(|(count, value)| append_call::answers(value, *count));
+                for (Call { reply, .. }, answer) in batch.into_iter().zip(answers) {
+                    let _ = reply.send(Ok(Reply { answer, confirmed }));
                 }
                 self.connection = Some(connection).filter(|_| !demoted);
             }
             failed => {
                 self.failed = true;
                 self.server.doubt();
-                warn!(writer = self.number, calls = waiting.len(), error = ?failed.map(Result::err), "no reply from Redis");
-                for reply in waiting {
-                    let _ = reply.send(Err(NoReply::Lost));
-                }
+                warn!(writer = self.number, calls = batch.len(), error = ?failed.map(Result::err), "no reply from Redis");
+                answer_all(batch, NoReply::Lost);
             }
         }
     }

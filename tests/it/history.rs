@@ -77,14 +77,14 @@ async fn a_version_check_left_out_is_found() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_entry_left_out_is_found() {
-    let line = "    position = add_pointer(keys[2], args[4], first + i - 1, args[FIRST + (i - 1) * WIDTH + 2], position + 1)\n";
+    let line = "    position = add_pointer(shared.log, append.stream, first + i - 1, kind, position + 1)\n";
     let violations = run_planted(line, &format!("    if first % 10 ~= 0 then\n{line}    end\n")).await;
     assert!(violations.iter().any(|violation| matches!(violation, Violation::NotInLog { .. })), "{violations:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_index_left_unread_is_found() {
-    let line = "    settled = check_index(keys, args, count)\n";
-    let violations = run_planted(line, "").await;
+    let line = "    return check_index(append)\n";
+    let violations = run_planted(line, "    return nil\n").await;
     assert!(violations.iter().any(|violation| matches!(violation, Violation::Double { .. })), "{violations:?}");
 }
