@@ -183,7 +183,8 @@ pub async fn append_events(
             Ok(answer(&app, stream, partition, &events, appended))
         }
         Err(Error::WrongVersion { current }) => {
-            Err(conflict(&app, partition, &stream, &condition, current, include).await)
+            // Boxed, as it is large and rare.
+            Err(Box::pin(conflict(&app, partition, &stream, &condition, current, include)).await)
         }
         Err(Error::EventIdReused { index } | Error::DuplicateEventId { index })
             if is_from_key(&stream, &events[index].id, key.as_deref(), index) =>

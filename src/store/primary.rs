@@ -92,7 +92,8 @@ impl Server {
             }
             Ok(connection)
         };
-        self.while_primary(connect).await
+        // What connects takes kilobytes, which each call that may have to connect would otherwise move about.
+        self.while_primary(Box::pin(connect)).await
     }
 
     /// Gives a call up, as if its connection had broken, when this server is primary no more.
@@ -224,7 +225,8 @@ impl Primary {
     /// # Errors
     /// Redis cannot be reached, or refuses, or all are in use for longer than the timeout.
     pub(super) async fn exclusive(&self) -> Result<deadpool_redis::Connection, PoolError> {
-        match self.pool.get().await {
+        // As with `open_for`.
+        match Box::pin(self.pool.get()).await {
             Err(PoolError::Backend(error)) => {
                 let said = if error.is_connection_dropped() { refusal::of(&self.addr).await } else { None };
                 Err(PoolError::Backend(said.unwrap_or(error)))
@@ -248,7 +250,9 @@ impl Primary {
         let silent = |_| RedisError::from((ErrorKind::Io, "no answer in time"));
         let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(silent)??;
         let mut connection = MultiplexedConnection::clone(&open);
-        let replies = self.server.while_primary(connection.send_packed_commands(commands, 0, commands.len()));
+        // A kilobyte, which each layer above would otherwise hold twice and move.
+        let replies = Box::pin(connection.send_packed_commands(commands, 0, commands.len()));
+        let replies = self.server.while_primary(replies);
         let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|late| Err(silent(late)));
         let broken = match &replies {
             Ok(replies) => replies.iter().any(|reply| errors::refusal(reply) == Some(Refusal::Demoted)),
