@@ -96,7 +96,8 @@ fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>
     let around = Arc::clone(&guard);
     let guarded = service_fn(move |request: Request<B>| {
         let (router, guard) = (router.clone(), Arc::clone(&guard));
-        async move { Ok::<_, Infallible>(guarded(router, &guard, request).await) }
+        // Boxed, or each layer would hold it once more and move it.
+        Box::pin(async move { Ok::<_, Infallible>(guarded(router, &guard, request).await) })
     });
     // A page may see that it was refused, and asks without credentials what it may.
     let router = ServiceBuilder::new().option_layer(cors).service(guarded);
