@@ -26,11 +26,13 @@ mod primary;
 mod read;
 mod recent;
 mod refusal;
+mod reply;
 mod set_checks;
 mod tail;
 mod times;
 mod topology;
 mod verify;
+mod wire;
 mod writers;
 
 use std::{

@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime};
+use futures::FutureExt as _;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult, Value,
     aio::MultiplexedConnection,
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::store::{
     DurabilityConfig, Standing, StartError, errors, errors::Refusal, metrics::StoreMetrics, refusal, topology,
-    writers::Writers,
+    wire::Wire, writers::Writers,
 };
 
 /// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
@@ -82,13 +83,27 @@ impl Server {
         self.open_for(self.usage.timeout).await
     }
 
+    /// A new connection that requests share.
+    async fn open_shared(&self) -> RedisResult<Wire> {
+        let connect = async {
+            let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
+                return Ok(Wire::Tls(self.open().await?));
+            };
+            if self.must_say_role() && !topology::is_primary(wire.send(&topology::ask_role()).await?)? {
+                return Err(no_primary());
+            }
+            Ok(wire)
+        };
+        self.while_primary(connect.boxed()).await
+    }
+
     /// A new connection for commands each of which may take as long as `patience`.
     pub(super) async fn open_for(&self, patience: Duration) -> RedisResult<MultiplexedConnection> {
         let config = self.config(patience);
         let connect = async {
             let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-            if matches!(self.change, Change::May { silent: true, .. }) && !topology::role(&mut connection).await? {
-                return Err(RedisError::from((ErrorKind::Client, "it is no primary")));
+            if self.must_say_role() && !topology::role(&mut connection).await? {
+                return Err(no_primary());
             }
             Ok(connection)
         };
@@ -105,6 +120,11 @@ impl Server {
                 () = retired.cancelled() => Err(RedisError::from((ErrorKind::Io, "another server is primary now"))),
             },
         }
+    }
+
+    /// Whether it is to be asked if it is a primary, for it would not say so to those who read.
+    fn must_say_role(&self) -> bool {
+        matches!(self.change, Change::May { silent: true, .. })
     }
 
     /// Whether it is one of a cluster.
@@ -143,15 +163,19 @@ impl Server {
     }
 }
 
+fn no_primary() -> RedisError {
+    RedisError::from((ErrorKind::Client, "it is no primary"))
+}
+
 /// A connection that all share who read. Opened when first used, and anew after it broke.
 #[derive(Default)]
 struct Shared {
-    open: ArcSwapOption<MultiplexedConnection>,
+    open: ArcSwapOption<Wire>,
     opening: Mutex<()>,
 }
 
 impl Shared {
-    async fn get(&self, server: &Server) -> RedisResult<Arc<MultiplexedConnection>> {
+    async fn get(&self, server: &Server) -> RedisResult<Arc<Wire>> {
         if let Some(open) = self.open.load_full() {
             return Ok(open);
         }
@@ -159,13 +183,13 @@ impl Shared {
         if let Some(open) = self.open.load_full() {
             return Ok(open);
         }
-        let opened = Arc::new(server.open().await?);
+        let opened = Arc::new(server.open_shared().await?);
         self.open.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }
 
     /// Not used again, unless somebody has opened another one already.
-    fn close(&self, broken: &Arc<MultiplexedConnection>) {
+    fn close(&self, broken: &Arc<Wire>) {
         self.open.compare_and_swap(broken, None);
     }
 }
@@ -249,10 +273,8 @@ impl Primary {
         let shared = &self.shared[self.next.fetch_add(1, Ordering::Relaxed) % SHARED];
         let silent = |_| RedisError::from((ErrorKind::Io, "no answer in time"));
         let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(silent)??;
-        let mut connection = MultiplexedConnection::clone(&open);
         // A kilobyte, which each layer above would otherwise hold twice and move.
-        let replies = Box::pin(connection.send_packed_commands(commands, 0, commands.len()));
-        let replies = self.server.while_primary(replies);
+        let replies = self.server.while_primary(open.send(commands).boxed());
         let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|late| Err(silent(late)));
         let broken = match &replies {
             Ok(replies) => replies.iter().any(|reply| errors::refusal(reply) == Some(Refusal::Demoted)),

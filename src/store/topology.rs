@@ -8,8 +8,7 @@ use futures::{
     future::{join_all, select_ok},
 };
 use redis::{
-    Client, Cmd, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value,
-    aio::MultiplexedConnection,
+    Client, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
 };
 
 use tokio::{sync::Notify, task::JoinSet};
@@ -199,7 +198,20 @@ async fn check_role(address: &RedisAddress, addr: &ConnectionAddr, timeout: Dura
 
 /// Whether a server is a primary (`ROLE`).
 pub(super) async fn role(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
-    let role: Vec<Value> = Cmd::new().arg("ROLE").query_async(connection).await?;
+    let role = ask_role();
+    is_primary(connection.send_packed_commands(&role, 0, role.len()).await?)
+}
+
+/// The question whose answer `is_primary` reads.
+pub(super) fn ask_role() -> Pipeline {
+    let mut role = Pipeline::with_capacity(1);
+    role.cmd("ROLE");
+    role
+}
+
+/// Whether that is the role of a primary.
+pub(super) fn is_primary(replies: Vec<Value>) -> RedisResult<bool> {
+    let (role,): (Vec<Value>,) = redis::from_redis_value(Value::Array(replies))?;
     let role: Option<String> = role.into_iter().next().map(redis::from_redis_value).transpose()?;
     Ok(role.as_deref() == Some("master"))
 }
