@@ -13,8 +13,9 @@ use std::{
 use streamkeep::store::Library;
 
 use crate::{
-    clients::{ID, KIND, bulk, call_append, command, data, http_reply, resp_replies},
+    clients::{add_whole, call_append},
     load::{Client, Turn},
+    wire::{bulk, command, http_reply, post, resp_replies},
 };
 
 /// Streams whose events are handed out.
@@ -190,12 +191,9 @@ impl Client for Fill {
     fn request(&mut self, out: &mut Vec<u8>) {
         let before = self.events.len();
         for event in self.events.by_ref().take(PIPELINE) {
-            let (stream, version) = (format!("work-{:08}", event % STREAMS), (event / STREAMS).to_string());
-            call_append(out, &self.function, &stream, &version);
-            let position = (event + 1).to_string();
-            let fields = ["stream", &stream, "id", ID, "type", KIND, "data", data(), "metadata", "{}"];
-            let numbers = ["timestamp", "1700000000000", "version", &version, "position", &position];
-            command(out, &[&["XADD", WHOLE, "*"][..], &fields, &numbers].concat());
+            let (stream, version) = (format!("work-{:08}", event % STREAMS), (event / STREAMS) as u64);
+            call_append(out, &self.function, &stream, version, 1);
+            add_whole(out, WHOLE, Some(&stream), version, event as u64 + 1);
         }
         self.sent = 2 * (before - self.events.len());
     }
@@ -249,15 +247,4 @@ impl Client for RawGroup {
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
         resp_replies(input, 2)
     }
-}
-
-fn post(out: &mut Vec<u8>, path: &str, method: &str, body: &[u8]) {
-    let length = body.len();
-    write!(
-        out,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n"
-    )
-    .expect("memory takes it");
-    out.extend_from_slice(body);
 }

@@ -23,7 +23,7 @@ const INPUT: usize = 64 * 1024;
 
 /// What one connection says and hears.
 pub trait Client: Send + 'static {
-    /// Writes the next request into an empty buffer.
+    /// Writes the next request behind what is there.
     fn request(&mut self, out: &mut Vec<u8>);
 
     /// The length of the reply at the beginning of `input`, once it is all there. Panics where it is no success.
@@ -32,6 +32,20 @@ pub trait Client: Send + 'static {
     /// What the last reply means.
     fn turn(&self) -> Turn {
         Turn::Over(1)
+    }
+}
+
+impl Client for Box<dyn Client> {
+    fn request(&mut self, out: &mut Vec<u8>) {
+        (**self).request(out);
+    }
+
+    fn reply(&mut self, input: &[u8]) -> Option<usize> {
+        (**self).reply(input)
+    }
+
+    fn turn(&self) -> Turn {
+        (**self).turn()
     }
 }
 

@@ -1,0 +1,142 @@
+//! What is measured, and on whom.
+
+use crate::load::Sample;
+
+/// Requests that a pipelined client sends at once.
+pub const PIPELINE: usize = 10;
+/// Connections of the rows with further targets.
+pub const CROWD: usize = 50;
+
+/// Who is asked, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An HTTP server that does nothing.
+    Echo,
+    /// Redis, without a service: the function that the service calls, one call at a time on each connection.
+    Raw,
+    /// The same calls in pipelines.
+    RawPipelined,
+    /// Redis, without a service and without the function.
+    Xadd,
+    XaddPipelined,
+    /// The service.
+    Http,
+    /// Another build of the service.
+    Against,
+}
+
+impl Target {
+    pub const ALL: [Self; 7] =
+        [Self::Echo, Self::Raw, Self::RawPipelined, Self::Xadd, Self::XaddPipelined, Self::Http, Self::Against];
+
+    /// The category of the streams that are the target's own.
+    pub fn prefix(self) -> &'static str {
+        ["echo", "bare", "pipe", "xadd", "xpipe", "http", "host"][self as usize]
+    }
+
+    pub fn name(self) -> &'static str {
+        ["echo", "raw redis", "raw, pipelines of 10", "XADD", "XADD, pipelines of 10", "streamkeep", "against"]
+            [self as usize]
+    }
+
+    /// Whether it is asked in each row of appends, or only in those that compare many.
+    pub fn everywhere(self) -> bool {
+        matches!(self, Self::Echo | Self::Raw | Self::Http | Self::Against)
+    }
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    Append,
+    Read,
+    /// Take and ack, in a group without order.
+    Next,
+    /// The same in an ordered group over many streams.
+    Ordered,
+}
+
+impl Work {
+    pub fn name(self) -> &'static str {
+        ["append", "read", "next", "ordered"][self as usize]
+    }
+
+    /// Who can be asked for so many events at once, over so many connections.
+    pub fn targets(self, events: usize, connections: usize) -> Vec<Target> {
+        let can = |target: &Target| match self {
+            Self::Append => {
+                let batch = !matches!(target, Target::RawPipelined | Target::Xadd | Target::XaddPipelined);
+                (connections == CROWD || target.everywhere()) && (events == 1 || batch)
+            }
+            Self::Read | Self::Next => matches!(target, Target::Raw | Target::Http | Target::Against),
+            Self::Ordered => matches!(target, Target::Http | Target::Against),
+        };
+        Target::ALL.into_iter().filter(can).collect()
+    }
+
+    /// The ordering of its group, where it has one.
+    pub fn ordering(self) -> Option<&'static str> {
+        match self {
+            Self::Append | Self::Read => None,
+            Self::Next => Some("none"),
+            Self::Ordered => Some("stream"),
+        }
+    }
+
+    /// What raw Redis does instead: it has no order.
+    pub fn raw(self) -> Self {
+        if self == Self::Ordered { Self::Next } else { self }
+    }
+}
+
+/// A row, and what it gave in each round.
+pub struct Row {
+    pub work: Work,
+    /// Of a request.
+    pub events: usize,
+    pub connections: usize,
+    pub target: Target,
+    pub samples: Vec<Sample>,
+}
+
+impl Row {
+    pub fn new(work: Work, events: usize, connections: usize, target: Target) -> Self {
+        Self { work, events, connections, target, samples: Vec::new() }
+    }
+
+    /// The group that its consumers share.
+    pub fn group(&self) -> String {
+        format!("{}-{}-{}-{}", self.target.prefix(), self.work.name(), self.events, self.connections)
+    }
+
+    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(self.samples.iter().map(of).collect())
+    }
+
+    /// The median of the rounds' ratios of its rate to that of the row like this one, but of other work or another target.
+    pub fn ratio(&self, rows: &[Self], work: Work, target: Target) -> Option<f64> {
+        let wanted = (work, self.events, self.connections, target);
+        let other = rows.iter().find(|row| (row.work, row.events, row.connections, row.target) == wanted)?;
+        let pairs = self.samples.iter().zip(&other.samples);
+        Some(median(pairs.map(|(own, other)| own.rate / other.rate).collect()))
+    }
+}
+
+/// Backward in every second round, so that what drifts (a growing log, a busy neighbour) does not fall on the same rows
+/// each time.
+pub fn in_turn<T>(rows: &mut [T], round: usize) -> Vec<&mut T> {
+    let mut order: Vec<&mut T> = rows.iter_mut().collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    order
+}
+
+/// The middle one; of two, the mean.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    match values.len() {
+        0 => f64::NAN,
+        count => f64::midpoint(values[(count - 1) / 2], values[count / 2]),
+    }
+}
