@@ -47,7 +47,7 @@ pub struct Arguments {
     pub followers: usize,
 
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups,feeds")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups,open,fsync,feeds")]
     pub only: Vec<What>,
 
     /// One short round, to see that everything works
@@ -84,6 +84,10 @@ pub enum What {
     Read,
     /// Consumer groups: next and ack
     Groups,
+    /// Appends at fixed rates, in an open loop
+    Open,
+    /// One writer and many where every append is on disk before it is answered
+    Fsync,
     /// Followers of the log
     Feeds,
 }

@@ -32,9 +32,8 @@ impl<'a> Closed<'a> {
         Self { bench, streams }
     }
 
-    /// Measures all that is wanted.
-    pub async fn run(&self) -> Vec<Row> {
-        let mut rows = self.rows();
+    /// Measures such rows, in rounds.
+    pub async fn run(&self, mut rows: Vec<Row>) -> Vec<Row> {
         self.fill(&rows).await;
         for round in 0..self.bench.arguments.rounds {
             for row in in_turn(&mut rows, round) {
@@ -45,7 +44,8 @@ impl<'a> Closed<'a> {
         rows
     }
 
-    fn rows(&self) -> Vec<Row> {
+    /// All that is wanted.
+    pub fn rows(&self) -> Vec<Row> {
         let Arguments { connections, readers, .. } = &self.bench.arguments;
         let mut wanted = Vec::new();
         if self.bench.arguments.wants(What::Append) {
@@ -74,7 +74,7 @@ impl<'a> Closed<'a> {
             let group = HttpGroup::create(&row.group(), row.work.ordering().unwrap_or_default());
             load::ask(&self.bench.target(row.target).0, group).await;
         }
-        if self.bench.arguments.wants(What::Groups) {
+        if rows.iter().any(|row| row.work.ordering().is_some()) {
             load::ask_all(&redis, Fill::new(self.bench.arguments.group_events)).await;
         }
         let readers = rows.iter().filter(|row| row.work == Work::Read).map(|row| row.connections).max();
@@ -83,7 +83,8 @@ impl<'a> Closed<'a> {
         }
     }
 
-    async fn measure(&self, row: &Row) -> Sample {
+    /// One round of a row.
+    pub async fn measure(&self, row: &Row) -> Sample {
         let (address, pids) = self.bench.target(row.target);
         let clients = match row.work {
             Work::Append => self.appenders(row.target, row.events, row.connections),

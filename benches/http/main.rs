@@ -9,8 +9,11 @@ mod echo;
 mod feed_tables;
 mod feeds;
 mod followers;
+mod group_commit;
 mod groups;
 mod load;
+mod open;
+mod open_table;
 mod process;
 mod report;
 mod rows;
@@ -29,7 +32,15 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     let bench = Bench::start(arguments.clone());
     let closed = Closed::new(&bench);
-    report::print("Closed loop", &runtime.block_on(closed.run()), arguments.fsync);
+    let rows = runtime.block_on(closed.run(closed.rows()));
+    report::print("Closed loop", &rows, arguments.fsync);
+    if arguments.wants(What::Open) {
+        let rows = runtime.block_on(open_table::run(&bench, &closed));
+        open_table::print(&bench, &rows);
+    }
+    if arguments.wants(What::Fsync) {
+        runtime.block_on(group_commit::run(&arguments));
+    }
     if arguments.wants(What::Feeds) {
         runtime.block_on(Feeds::start(&bench).run()).print();
     }

@@ -113,12 +113,17 @@ impl Row {
         median(self.samples.iter().map(of).collect())
     }
 
-    /// The median of the rounds' ratios of its rate to that of the row like this one, but of other work or another target.
+    /// Its rate beside that of the row like this one, but of other work or another target.
     pub fn ratio(&self, rows: &[Self], work: Work, target: Target) -> Option<f64> {
         let wanted = (work, self.events, self.connections, target);
         let other = rows.iter().find(|row| (row.work, row.events, row.connections, row.target) == wanted)?;
+        Some(self.rate_of(other))
+    }
+
+    /// The median of the rounds' ratios of its rate to another row's.
+    pub fn rate_of(&self, other: &Self) -> f64 {
         let pairs = self.samples.iter().zip(&other.samples);
-        Some(median(pairs.map(|(own, other)| own.rate / other.rate).collect()))
+        median(pairs.map(|(own, other)| own.rate / other.rate).collect())
     }
 }
 
