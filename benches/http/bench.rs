@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::{
     load::{Address, Pids},
+    peers::Peer,
     process::Server,
     rows::Target,
 };
@@ -65,6 +66,14 @@ pub struct Arguments {
     /// The same for the build of --against
     #[arg(long)]
     pub against_arg: Vec<String>,
+
+    /// The folder of Message DB's install.sh, to have it measured too
+    #[arg(long)]
+    pub message_db: Option<PathBuf>,
+
+    /// Leave out the other servers that are installed
+    #[arg(long)]
+    pub no_peers: bool,
 
     /// Given by cargo bench; without it (cargo test) one short round will do
     #[arg(long, hide = true)]
@@ -136,6 +145,9 @@ pub struct Bench {
     service: Server,
     against: Option<Server>,
     echo: Server,
+    pub peers: Vec<Peer>,
+    /// What is sure of what the peers have answered, and which are left out.
+    pub notes: Vec<String>,
     pub redis: RedisServer,
     pub data: TempDir,
     pub arguments: Arguments,
@@ -153,11 +165,22 @@ impl Bench {
         let against = arguments.against(&data, &[]);
         let this = std::env::current_exe().expect("the program knows where it is");
         let echo = Server::start(&this, |address| vec!["--echo".to_owned(), address.to_string()]);
-        Self { service, against, echo, redis, data, arguments }
+        let compared = [What::Append, What::Read, What::Groups].into_iter().any(|what| arguments.wants(what));
+        let started = (compared && !arguments.no_peers).then(|| Peer::start_all(&arguments, data.path()));
+        let (peers, notes) = started.unwrap_or_default();
+        Self { service, against, echo, peers, notes, redis, data, arguments }
     }
 
     pub fn has(&self, target: Target) -> bool {
-        target != Target::Against || self.against.is_some()
+        match target {
+            Target::Against => self.against.is_some(),
+            Target::Webdis | Target::JetStream | Target::MessageDb => self.peer(target).is_some(),
+            _ => true,
+        }
+    }
+
+    fn peer(&self, target: Target) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.target == target)
     }
 
     /// Where a target is, and who works for it.
@@ -170,6 +193,8 @@ impl Bench {
             Target::Raw | Target::RawPipelined | Target::Xadd | Target::XaddPipelined => {
                 return (Address::Unix(self.data.path().join("redis.sock")), Pids { server: None, redis });
             }
+            Target::Webdis => (&self.peer(target).expect("it was started").server, redis),
+            Target::JetStream | Target::MessageDb => (&self.peer(target).expect("it was started").server, None),
         };
         (Address::Tcp(server.address), Pids { server: Some(server.pid()), redis })
     }

@@ -9,6 +9,7 @@ use crate::{
     clients::{HttpAppend, HttpFill, HttpRead, PAGE, Pipelined, RawAppend, RawRead, Xadd},
     groups::{Fill, HttpConsumer, HttpGroup, RawConsumer, RawGroup},
     load::{self, Client, Sample},
+    peers::{self, JetStreamConsumer},
     rows::{CROWD, PIPELINE, Row, Target, Work, in_turn},
     streams::{Share, Streams},
 };
@@ -70,7 +71,7 @@ impl<'a> Closed<'a> {
     /// beginning. Before that the service is asked: when it answers, its functions are loaded.
     async fn fill(&self, rows: &[Row]) {
         let (redis, service) = (self.bench.target(Target::Raw).0, self.bench.target(Target::Http).0);
-        for row in rows.iter().filter(|row| row.work.ordering().is_some() && row.target != Target::Raw) {
+        for row in rows.iter().filter(|row| row.work.ordering().is_some() && row.target.is_service()) {
             let group = HttpGroup::create(&row.group(), row.work.ordering().unwrap_or_default());
             load::ask(&self.bench.target(row.target).0, group).await;
         }
@@ -80,6 +81,9 @@ impl<'a> Closed<'a> {
         let readers = rows.iter().filter(|row| row.work == Work::Read).map(|row| row.connections).max();
         for index in 0..readers.unwrap_or_default() {
             load::ask(&service, HttpFill { index }).await;
+        }
+        for peer in &self.bench.peers {
+            peer.fill(rows, self.bench.arguments.group_events).await;
         }
     }
 
@@ -104,6 +108,7 @@ impl<'a> Closed<'a> {
                 Target::RawPipelined => Box::new(Pipelined::new(RawAppend::new(share, &function, events), PIPELINE)),
                 Target::Xadd => Box::new(Xadd::new(share)),
                 Target::XaddPipelined => Box::new(Pipelined::new(Xadd::new(share), PIPELINE)),
+                Target::Webdis | Target::JetStream | Target::MessageDb => peers::appender(target, share, events),
             }
         };
         self.streams[target as usize].share_out(connections).map(appender).collect()
@@ -116,13 +121,21 @@ impl<'a> Closed<'a> {
             load::ask(&address, RawGroup).await;
             return consumers.map(|index| boxed(RawConsumer::new(index, row.events, &left))).collect();
         }
+        if row.target == Target::JetStream {
+            peers::seek_jetstream(&address).await;
+            return consumers.map(|index| boxed(JetStreamConsumer::new(index, row.events, &left))).collect();
+        }
         load::ask(&address, HttpGroup::seek(&group)).await;
         consumers.map(|index| boxed(HttpConsumer::new(&group, index, row.events, &left))).collect()
     }
 }
 
 fn reader(target: Target, index: usize) -> Box<dyn Client> {
-    if target == Target::Raw { boxed(RawRead::new(index)) } else { boxed(HttpRead::new(index)) }
+    match target {
+        Target::Raw => boxed(RawRead::new(index)),
+        Target::Http | Target::Against => boxed(HttpRead::new(index)),
+        _ => peers::reader(target, index),
+    }
 }
 
 fn boxed(client: impl Client) -> Box<dyn Client> {

@@ -11,11 +11,11 @@ use crate::{
 
 /// Measures and prints one writer and many, on a Redis of its own that syncs always.
 pub async fn run(arguments: &Arguments) {
-    let bench = Bench::start(Arguments { fsync: AppendFsync::Always, ..arguments.clone() });
+    let bench = Bench::start(Arguments { fsync: AppendFsync::Always, no_peers: true, ..arguments.clone() });
     let targets = [Target::Raw, Target::Http, Target::Against].into_iter().filter(|target| bench.has(*target));
     let row = |connections| targets.clone().map(move |target| Row::new(Work::Append, 1, connections, target));
     let rows = Closed::new(&bench).run([1, CROWD].into_iter().flat_map(row).collect()).await;
-    report::print("Group commit", &rows, bench.arguments.fsync);
+    report::print("Group commit", &rows, bench.arguments.fsync, &[]);
     line("");
     line("| target     | writers | times one writer's rate |");
     line("|---|---:|---:|");

@@ -30,7 +30,7 @@ const PIPELINE: usize = 500;
 pub type Left = Arc<AtomicUsize>;
 
 /// What a consumer does next.
-enum Step {
+pub enum Step {
     /// It asks for events.
     Next,
     /// It acks so many.
@@ -38,27 +38,28 @@ enum Step {
 }
 
 /// What consumers of both kinds share: who asks, for how many, and how far it is.
-struct Consumer {
+pub struct Consumer {
     name: String,
-    limit: usize,
+    pub limit: usize,
     left: Left,
-    step: Step,
+    pub step: Step,
 }
 
 impl Consumer {
-    fn new(index: usize, limit: usize, left: &Left) -> Self {
+    pub fn new(index: usize, limit: usize, left: &Left) -> Self {
         Self { name: format!("consumer-{index}"), limit, left: Arc::clone(left), step: Step::Next }
     }
 
     /// Events came; none where the others hold the last ones.
-    fn took(&mut self, count: usize) {
+    pub fn took(&mut self, count: usize) {
         let before = self.left.load(Ordering::Relaxed);
         let left = if count == 0 { 0 } else { before.saturating_sub(count) };
         self.left.store(left, Ordering::Relaxed);
         self.step = if count == 0 { Step::Next } else { Step::Ack(count) };
     }
 
-    fn turn(&self, acked: usize) -> Turn {
+    /// What the last reply means, which acked so many.
+    pub fn turn(&self, acked: usize) -> Turn {
         match self.step {
             Step::Next if self.left.load(Ordering::Relaxed) == 0 => Turn::Last(acked),
             Step::Next => Turn::Over(acked),

@@ -165,7 +165,7 @@ pub async fn ask_all(address: &Address, mut client: impl Client) {
 impl Pids {
     /// Processor time so far: of the server, of Redis, of this process.
     pub fn cpu(self) -> [Option<Duration>; 3] {
-        [self.server, self.redis, Some(std::process::id())].map(|pid| pid.map(process::cpu))
+        [self.server.map(process::cpu_of_all), self.redis.map(process::cpu), Some(process::cpu(std::process::id()))]
     }
 }
 

@@ -14,6 +14,7 @@ mod groups;
 mod load;
 mod open;
 mod open_table;
+mod peers;
 mod process;
 mod report;
 mod rows;
@@ -33,7 +34,7 @@ fn main() {
     let bench = Bench::start(arguments.clone());
     let closed = Closed::new(&bench);
     let rows = runtime.block_on(closed.run(closed.rows()));
-    report::print("Closed loop", &rows, arguments.fsync);
+    report::print("Closed loop", &rows, arguments.fsync, &bench.notes);
     if arguments.wants(What::Open) {
         let rows = runtime.block_on(open_table::run(&bench, &closed));
         open_table::print(&bench, &rows);

@@ -17,10 +17,16 @@ pub fn durability(fsync: AppendFsync) -> &'static str {
     }
 }
 
-/// Prints all rows.
-pub fn print(title: &str, rows: &[Row], fsync: AppendFsync) {
+/// Prints all rows; `notes` say more about who was asked.
+pub fn print(title: &str, rows: &[Row], fsync: AppendFsync, notes: &[String]) {
     let Some(first) = rows.first() else { return };
     heading(&format!("{title}: {}, medians of {} rounds", durability(fsync), first.samples.len()));
+    for note in notes {
+        line(&format!("- {note}"));
+    }
+    if !notes.is_empty() {
+        line("");
+    }
     line(
         "| work    | events | conns | target                | events/s | p50 µs | p99 µs | of raw | of echo | of next | server µs | redis µs | generator µs |",
     );
@@ -33,7 +39,6 @@ pub fn print(title: &str, rows: &[Row], fsync: AppendFsync) {
         let compared = |work: Work, target: Target, wanted: bool| {
             row.ratio(rows, work, target).filter(|_| wanted).map_or(String::new(), |ratio| format!("{ratio:.2}"))
         };
-        let service = matches!(row.target, Target::Http | Target::Against);
         let raw = !matches!(row.target, Target::Raw | Target::Echo);
         line(&format!(
             "| {:<7} | {:>6} | {:>5} | {:<21} | {:>8.0} | {:>6.0} | {:>6.0} | {:>6} | {:>7} | {:>7} | {:>9} | {:>8} | {:>12} |",
@@ -45,7 +50,7 @@ pub fn print(title: &str, rows: &[Row], fsync: AppendFsync) {
             row.median(|sample| sample.p50),
             row.median(|sample| sample.p99),
             compared(row.work.raw(), Target::Raw, raw),
-            compared(row.work, Target::Echo, service),
+            compared(row.work, Target::Echo, row.target.is_service()),
             compared(Work::Next, row.target, row.work == Work::Ordered),
             cpu(|sample| sample.server_cpu),
             cpu(|sample| sample.redis_cpu),

@@ -23,20 +23,52 @@ pub enum Target {
     Http,
     /// Another build of the service.
     Against,
+    /// Other servers that are used for the same.
+    Webdis,
+    JetStream,
+    MessageDb,
 }
 
 impl Target {
-    pub const ALL: [Self; 7] =
-        [Self::Echo, Self::Raw, Self::RawPipelined, Self::Xadd, Self::XaddPipelined, Self::Http, Self::Against];
+    pub const ALL: [Self; 10] = [
+        Self::Echo,
+        Self::Raw,
+        Self::RawPipelined,
+        Self::Xadd,
+        Self::XaddPipelined,
+        Self::Http,
+        Self::Against,
+        Self::Webdis,
+        Self::JetStream,
+        Self::MessageDb,
+    ];
 
-    /// The category of the streams that are the target's own.
+    /// The category of the streams that are the target's own, and its name in tables.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Echo => ("echo", "echo"),
+            Self::Raw => ("bare", "raw redis"),
+            Self::RawPipelined => ("pipe", "raw, pipelines of 10"),
+            Self::Xadd => ("xadd", "XADD"),
+            Self::XaddPipelined => ("xpipe", "XADD, pipelines of 10"),
+            Self::Http => ("http", "streamkeep"),
+            Self::Against => ("host", "against"),
+            Self::Webdis => ("webdis", "webdis"),
+            Self::JetStream => ("jet", "JetStream"),
+            Self::MessageDb => ("mdb", "Message DB"),
+        }
+    }
+
     pub fn prefix(self) -> &'static str {
-        ["echo", "bare", "pipe", "xadd", "xpipe", "http", "host"][self as usize]
+        self.names().0
     }
 
     pub fn name(self) -> &'static str {
-        ["echo", "raw redis", "raw, pipelines of 10", "XADD", "XADD, pipelines of 10", "streamkeep", "against"]
-            [self as usize]
+        self.names().1
+    }
+
+    pub fn is_service(self) -> bool {
+        matches!(self, Self::Http | Self::Against)
     }
 
     /// Whether it is asked in each row of appends, or only in those that compare many.
@@ -68,7 +100,12 @@ impl Work {
                 let batch = !matches!(target, Target::RawPipelined | Target::Xadd | Target::XaddPipelined);
                 (connections == CROWD || target.everywhere()) && (events == 1 || batch)
             }
-            Self::Read | Self::Next => matches!(target, Target::Raw | Target::Http | Target::Against),
+            Self::Read => match target {
+                Target::Raw | Target::Http | Target::Against => true,
+                Target::Webdis | Target::JetStream | Target::MessageDb => connections == CROWD,
+                _ => false,
+            },
+            Self::Next => matches!(target, Target::Raw | Target::Http | Target::Against | Target::JetStream),
             Self::Ordered => matches!(target, Target::Http | Target::Against),
         };
         Target::ALL.into_iter().filter(can).collect()
