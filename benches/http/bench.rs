@@ -47,6 +47,10 @@ pub struct Arguments {
     #[arg(long, default_value_t = 10_000)]
     pub followers: usize,
 
+    /// Events of the largest store of growth: 10 thousand, 1 million or 10 million
+    #[arg(long, default_value_t = 1_000_000)]
+    pub events: usize,
+
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups,open,fsync,feeds")]
     pub only: Vec<What>,
@@ -99,6 +103,8 @@ pub enum What {
     Fsync,
     /// Followers of the log
     Feeds,
+    /// Stores of up to --events events; not measured unless it is asked for
+    Growth,
 }
 
 impl Arguments {
@@ -107,7 +113,7 @@ impl Arguments {
         let mut arguments = Self::parse();
         if arguments.quick || !arguments.bench {
             (arguments.seconds, arguments.rounds) = (0.3, 1);
-            (arguments.group_events, arguments.followers) = (20_000, 1_000);
+            (arguments.group_events, arguments.followers, arguments.events) = (20_000, 1_000, 10_000);
         }
         arguments
     }
@@ -140,6 +146,15 @@ fn serve(program: &Path, data: &TempDir, further: &[String]) -> Server {
     })
 }
 
+/// Starts Redis with what is in the folder.
+pub fn start_redis(arguments: &Arguments, data: &TempDir) -> RedisServer {
+    let mut config = RedisServerConfig::new(data.path());
+    config.append_fsync = arguments.fsync;
+    // A rewrite would fall upon some row of some round.
+    config.settings.push(("auto-aof-rewrite-percentage".to_owned(), "0".to_owned()));
+    RedisServer::start(&config).expect("Redis starts")
+}
+
 /// Everything that runs. Ends with this, Redis last.
 pub struct Bench {
     service: Server,
@@ -156,11 +171,7 @@ pub struct Bench {
 impl Bench {
     pub fn start(arguments: Arguments) -> Self {
         let data = TempDir::new().expect("a temporary folder can be made");
-        let mut config = RedisServerConfig::new(data.path());
-        config.append_fsync = arguments.fsync;
-        // A rewrite would fall upon some row of some round.
-        config.settings.push(("auto-aof-rewrite-percentage".to_owned(), "0".to_owned()));
-        let redis = RedisServer::start(&config).expect("Redis starts");
+        let redis = start_redis(&arguments, &data);
         let service = arguments.service(&data, &[]);
         let against = arguments.against(&data, &[]);
         let this = std::env::current_exe().expect("the program knows where it is");
@@ -174,13 +185,20 @@ impl Bench {
     pub fn has(&self, target: Target) -> bool {
         match target {
             Target::Against => self.against.is_some(),
-            Target::Webdis | Target::JetStream | Target::MessageDb => self.peer(target).is_some(),
+            peer if peer.is_peer() => self.peer(peer).is_some(),
             _ => true,
         }
     }
 
     fn peer(&self, target: Target) -> Option<&Peer> {
         self.peers.iter().find(|peer| peer.target == target)
+    }
+
+    /// What Redis says to a command.
+    pub fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
+        let client = redis::Client::open(self.redis.address()).expect("a good address");
+        let mut connection = client.get_connection().expect("Redis accepts connections");
+        command.query(&mut connection).expect("Redis answers")
     }
 
     /// Where a target is, and who works for it.
@@ -194,7 +212,9 @@ impl Bench {
                 return (Address::Unix(self.data.path().join("redis.sock")), Pids { server: None, redis });
             }
             Target::Webdis => (&self.peer(target).expect("it was started").server, redis),
-            Target::JetStream | Target::MessageDb => (&self.peer(target).expect("it was started").server, None),
+            Target::JetStream | Target::MessageDb | Target::UmaDb => {
+                (&self.peer(target).expect("it was started").server, None)
+            }
         };
         (Address::Tcp(server.address), Pids { server: Some(server.pid()), redis })
     }

@@ -154,12 +154,14 @@ impl<C: Client> Client for Pipelined<C> {
 /// `GET /streams/{id}`
 pub struct HttpRead {
     request: Vec<u8>,
+    events: usize,
 }
 
 impl HttpRead {
-    pub fn new(index: usize) -> Self {
-        let request = format!("GET /streams/page-{index:08}?limit={PAGE} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        Self { request: request.into_bytes() }
+    /// So many events of a stream.
+    pub fn new(stream: &str, events: usize) -> Self {
+        let request = format!("GET /streams/{stream}?limit={events} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        Self { request: request.into_bytes(), events }
     }
 }
 
@@ -173,7 +175,7 @@ impl Client for HttpRead {
     }
 
     fn turn(&self) -> Turn {
-        Turn::Over(PAGE)
+        Turn::Over(self.events)
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Streams that are appended to.
-const STREAMS: usize = 10_000;
+pub const STREAMS: usize = 10_000;
 /// Events of an append with several.
 pub const BATCH: usize = 10;
 /// Consumers of a group, and how many events each asks for at once.
@@ -108,7 +108,7 @@ impl<'a> Closed<'a> {
                 Target::RawPipelined => Box::new(Pipelined::new(RawAppend::new(share, &function, events), PIPELINE)),
                 Target::Xadd => Box::new(Xadd::new(share)),
                 Target::XaddPipelined => Box::new(Pipelined::new(Xadd::new(share), PIPELINE)),
-                Target::Webdis | Target::JetStream | Target::MessageDb => peers::appender(target, share, events),
+                _ => peers::appender(target, share, events),
             }
         };
         self.streams[target as usize].share_out(connections).map(appender).collect()
@@ -133,7 +133,7 @@ impl<'a> Closed<'a> {
 fn reader(target: Target, index: usize) -> Box<dyn Client> {
     match target {
         Target::Raw => boxed(RawRead::new(index)),
-        Target::Http | Target::Against => boxed(HttpRead::new(index)),
+        Target::Http | Target::Against => boxed(HttpRead::new(&format!("page-{index:08}"), PAGE)),
         _ => peers::reader(target, index),
     }
 }

@@ -201,21 +201,16 @@ impl<'a> Feeds<'a> {
     /// The position of the last event.
     fn head(&self) -> u64 {
         let mut command = redis::cmd("XREVRANGE");
-        let entries: Vec<(String, Vec<String>)> = self.ask(command.arg("log").arg("+").arg("-").arg("COUNT").arg(1));
+        let entries: Vec<(String, Vec<String>)> =
+            self.bench.ask(command.arg("log").arg("+").arg("-").arg("COUNT").arg(1));
         entries.first().map_or(0, |(id, _)| id["0-".len()..].parse().expect("a position"))
     }
 
     /// Connections to Redis but this one.
     fn redis_connections(&self) -> u64 {
-        let info: String = self.ask(redis::cmd("INFO").arg("clients"));
+        let info: String = self.bench.ask(redis::cmd("INFO").arg("clients"));
         let count = info.lines().find_map(|line| line.strip_prefix("connected_clients:"));
         count.and_then(|count| count.parse::<u64>().ok()).expect("Redis counts them") - 1
-    }
-
-    fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
-        let client = redis::Client::open(self.bench.redis.address()).expect("a good address");
-        let mut connection = client.get_connection().expect("Redis accepts connections");
-        command.query(&mut connection).expect("Redis answers")
     }
 
     /// Processor time so far: of the service, of Redis, of this process.

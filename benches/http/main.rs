@@ -11,6 +11,7 @@ mod feeds;
 mod followers;
 mod group_commit;
 mod groups;
+mod growth;
 mod load;
 mod open;
 mod open_table;
@@ -38,6 +39,9 @@ fn main() {
     if arguments.wants(What::Open) {
         let rows = runtime.block_on(open_table::run(&bench, &closed));
         open_table::print(&bench, &rows);
+    }
+    if arguments.wants(What::Growth) {
+        runtime.block_on(growth::run(&arguments));
     }
     if arguments.wants(What::Fsync) {
         runtime.block_on(group_commit::run(&arguments));

@@ -27,10 +27,11 @@ pub enum Target {
     Webdis,
     JetStream,
     MessageDb,
+    UmaDb,
 }
 
 impl Target {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Echo,
         Self::Raw,
         Self::RawPipelined,
@@ -41,6 +42,7 @@ impl Target {
         Self::Webdis,
         Self::JetStream,
         Self::MessageDb,
+        Self::UmaDb,
     ];
 
     /// The category of the streams that are the target's own, and its name in tables.
@@ -56,6 +58,7 @@ impl Target {
             Self::Webdis => ("webdis", "webdis"),
             Self::JetStream => ("jet", "JetStream"),
             Self::MessageDb => ("mdb", "Message DB"),
+            Self::UmaDb => ("uma", "UmaDB"),
         }
     }
 
@@ -65,6 +68,11 @@ impl Target {
 
     pub fn name(self) -> &'static str {
         self.names().1
+    }
+
+    /// Whether it is another server that is used for the same.
+    pub fn is_peer(self) -> bool {
+        matches!(self, Self::Webdis | Self::JetStream | Self::MessageDb | Self::UmaDb)
     }
 
     pub fn is_service(self) -> bool {
@@ -100,11 +108,10 @@ impl Work {
                 let batch = !matches!(target, Target::RawPipelined | Target::Xadd | Target::XaddPipelined);
                 (connections == CROWD || target.everywhere()) && (events == 1 || batch)
             }
-            Self::Read => match target {
-                Target::Raw | Target::Http | Target::Against => true,
-                Target::Webdis | Target::JetStream | Target::MessageDb => connections == CROWD,
-                _ => false,
-            },
+            Self::Read => {
+                let peer = target.is_peer() && *target != Target::Webdis;
+                *target == Target::Raw || target.is_service() || (peer && connections == CROWD)
+            }
             Self::Next => matches!(target, Target::Raw | Target::Http | Target::Against | Target::JetStream),
             Self::Ordered => matches!(target, Target::Http | Target::Against),
         };

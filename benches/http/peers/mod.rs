@@ -1,9 +1,11 @@
 //! Other servers that are used for the same, where they are installed: started on loopback in the bench's temporary
 //! folder, and asked by clients that speak their own protocols.
 
+mod http2;
 mod jetstream;
 mod message_db;
 mod nats;
+mod umadb;
 mod webdis;
 
 use std::path::Path;
@@ -38,7 +40,8 @@ impl Peer {
     /// Starts all that can be; says which, and why others cannot.
     pub fn start_all(arguments: &Arguments, data: &Path) -> (Vec<Self>, Vec<String>) {
         let wanted = Wanted { data, fsync: arguments.fsync, message_db: arguments.message_db.as_deref() };
-        let started = [webdis::start(&wanted), jetstream::start(&wanted), message_db::start(&wanted)];
+        let started =
+            [webdis::start(&wanted), jetstream::start(&wanted), message_db::start(&wanted), umadb::start(&wanted)];
         let (mut peers, mut lines) = (Vec::new(), Vec::new());
         for started in started {
             match started {
@@ -63,10 +66,6 @@ impl Peer {
             let handed_out = own(Work::Next).next().map(|_| group_events);
             jetstream::fill(&self.address(), handed_out).await;
         }
-        // Those of webdis are the service's.
-        if self.target == Target::Webdis {
-            return;
-        }
         let readers = own(Work::Read).map(|row| row.connections).max().unwrap_or_default();
         for share in Streams::new("page", readers).share_out(readers) {
             load::ask(&self.address(), appender(self.target, share, crate::clients::PAGE)).await;
@@ -80,6 +79,7 @@ pub fn appender(target: Target, share: Share, events: usize) -> Box<dyn Client> 
         Target::Webdis => Box::new(webdis::Append::new(share, events)),
         Target::JetStream => Box::new(jetstream::Append::new(share, events)),
         Target::MessageDb => Box::new(message_db::Append::new(share, events)),
+        Target::UmaDb => Box::new(umadb::Append::new(share, events)),
         _ => unreachable!("{} is no peer", target.name()),
     }
 }
@@ -87,9 +87,9 @@ pub fn appender(target: Target, share: Share, events: usize) -> Box<dyn Client> 
 /// A client that reads a stream of 100 events.
 pub fn reader(target: Target, index: usize) -> Box<dyn Client> {
     match target {
-        Target::Webdis => Box::new(webdis::Read::new(index)),
         Target::JetStream => Box::new(jetstream::Read::new(index)),
         Target::MessageDb => Box::new(message_db::Read::new(index)),
+        Target::UmaDb => Box::new(umadb::Read::new(index)),
         _ => unreachable!("{} is no peer", target.name()),
     }
 }

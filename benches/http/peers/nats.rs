@@ -6,7 +6,9 @@ use crate::wire::number;
 
 /// What a connection says first: who it is, and where its answers go.
 pub fn hello(inbox: &str) -> Vec<u8> {
-    format!("CONNECT {{\"verbose\":false,\"pedantic\":false,\"headers\":true}}\r\nSUB {inbox}.* 1\r\n").into_bytes()
+    let connect = r#"CONNECT {"verbose":false,"pedantic":false,"headers":true}"#;
+    // One subject each: a consumer delivers to none that is only part of a pattern.
+    format!("{connect}\r\nSUB {inbox}.a 1\r\nSUB {inbox}.d 2\r\n").into_bytes()
 }
 
 /// Subjects for the answers of one connection.
@@ -45,11 +47,11 @@ pub fn messages(input: &[u8], count: usize) -> Option<(Vec<Message<'_>>, usize)>
         at = end + 1;
         let mut words = line.split(' ');
         match words.next() {
-            Some("MSG") => {}
+            Some("MSG" | "HMSG") => {}
             Some("INFO" | "PING" | "PONG" | "+OK") => continue,
             _ => panic!("{line}"),
         }
-        // Subject, id of the subscription, where an answer goes, length.
+        // Subject, id of the subscription, where an answer goes, length of the header, length of all.
         let words: Vec<_> = words.collect();
         let length = usize::try_from(number(words.last()?.as_bytes())).expect("a length is not negative");
         let payload = input.get(at..at + length + 2)?;
