@@ -55,6 +55,10 @@ pub struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "append,read,groups,open,fsync,feeds")]
     pub only: Vec<What>,
 
+    /// Where to write a picture of the appends, as SVG
+    #[arg(long)]
+    pub plot: Option<PathBuf>,
+
     /// One short round, to see that everything works
     #[arg(long)]
     pub quick: bool,

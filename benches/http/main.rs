@@ -16,6 +16,7 @@ mod load;
 mod open;
 mod open_table;
 mod peers;
+mod plot;
 mod process;
 mod report;
 mod rows;
@@ -36,9 +37,13 @@ fn main() {
     let closed = Closed::new(&bench);
     let rows = runtime.block_on(closed.run(closed.rows()));
     report::print("Closed loop", &rows, arguments.fsync, &bench.notes);
+    let mut at_rates = Vec::new();
     if arguments.wants(What::Open) {
-        let rows = runtime.block_on(open_table::run(&bench, &closed));
-        open_table::print(&bench, &rows);
+        at_rates = runtime.block_on(open_table::run(&bench, &closed));
+        open_table::print(&bench, &at_rates);
+    }
+    if let Some(file) = &arguments.plot {
+        plot::write(file, &rows, &at_rates, report::durability(arguments.fsync), &bench.notes);
     }
     if arguments.wants(What::Growth) {
         runtime.block_on(growth::run(&arguments));
