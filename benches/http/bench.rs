@@ -1,4 +1,4 @@
-//! Everything that runs: Redis, the service, the echo.
+//! What was asked for, and everything that runs: Redis, the service, the echo, the peers.
 
 use std::{
     path::{Path, PathBuf},
@@ -16,7 +16,7 @@ use crate::{
     rows::Target,
 };
 
-/// Measures appends, reads, consumer groups and feeds over HTTP beside raw Redis and a bare HTTP server.
+/// Measures appends, reads, consumer groups and feeds over HTTP beside raw Redis, a bare HTTP server and other servers.
 #[derive(Clone, Parser)]
 pub struct Arguments {
     /// When Redis syncs to disk
@@ -24,7 +24,7 @@ pub struct Arguments {
     pub fsync: AppendFsync,
 
     /// Seconds that each row is measured in each round
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.5)]
     pub seconds: f64,
 
     /// Rounds; the table shows their medians
@@ -184,6 +184,16 @@ impl Bench {
         let started = (compared && !arguments.no_peers).then(|| Peer::start_all(&arguments, data.path()));
         let (peers, notes) = started.unwrap_or_default();
         Self { service, against, echo, peers, notes, redis, data, arguments }
+    }
+
+    /// Ends the peers, one of which has connections to Redis.
+    pub fn without_peers(self) -> Self {
+        Self { peers: Vec::new(), ..self }
+    }
+
+    /// Ends all but Redis.
+    pub fn without_services(self) -> (RedisServer, TempDir, Arguments) {
+        (self.redis, self.data, self.arguments)
     }
 
     pub fn has(&self, target: Target) -> bool {

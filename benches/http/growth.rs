@@ -98,7 +98,7 @@ async fn store(arguments: &Arguments, events: usize, length: usize) {
 
 /// How long Redis takes to start with all its data.
 fn restart(bench: Bench) -> Duration {
-    let Bench { redis, data, arguments, .. } = bench;
+    let (redis, data, arguments) = bench.without_services();
     drop(redis);
     let began = Instant::now();
     let redis = start_redis(&arguments, &data);

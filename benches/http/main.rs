@@ -1,6 +1,6 @@
-//! `cargo bench --bench http`: appends, reads, consumer groups and feeds over HTTP, beside raw calls of the same Redis and
-//! an HTTP server that does nothing, in turns, so that the ratios say something where the numbers do not. See
-//! `docs/bench.md`.
+//! `cargo bench --bench http`: appends, reads, consumer groups and feeds over HTTP, beside raw calls of the same Redis, an
+//! HTTP server that does nothing, and other servers that are used for the same, in turns, so that the ratios say something
+//! where the numbers do not. See `docs/bench.md`.
 
 mod bench;
 mod clients;
@@ -45,6 +45,7 @@ fn main() {
     if let Some(file) = &arguments.plot {
         plot::write(file, &rows, &at_rates, report::durability(arguments.fsync), &bench.notes);
     }
+    let bench = bench.without_peers();
     if arguments.wants(What::Growth) {
         runtime.block_on(growth::run(&arguments));
     }

@@ -3,7 +3,7 @@
 use crate::{
     bench::Bench,
     closed::Closed,
-    load::{self, histogram},
+    load,
     open::{self, OpenSample},
     report::{durability, heading, line},
     rows::{CROWD, Row, Target, Work, in_turn, median},
@@ -22,13 +22,9 @@ pub struct OpenRow {
 }
 
 impl OpenRow {
-    /// A quantile of all rounds' latencies, in microseconds.
+    /// The median of the rounds' quantiles of latencies, in microseconds.
     pub fn latency(&self, quantile: f64) -> f64 {
-        let mut all = histogram();
-        for sample in &self.samples {
-            all.add(&sample.latencies).expect("they have the same bounds");
-        }
-        load::micros(&all, quantile)
+        median(self.samples.iter().map(|sample| load::micros(&sample.latencies, quantile)).collect())
     }
 }
 
@@ -52,7 +48,7 @@ pub async fn run(bench: &Bench, closed: &Closed<'_>) -> Vec<OpenRow> {
 pub fn print(bench: &Bench, rows: &[OpenRow]) {
     let durability = durability(bench.arguments.fsync);
     heading(&format!(
-        "Open loop, appends of one event over {CROWD} connections, latency from when each was due: {durability}, {} rounds",
+        "Open loop, appends of one event over {CROWD} connections, latency from when each was due: {durability}, medians of {} rounds",
         bench.arguments.rounds
     ));
     line("| rate of the closed loop's | target     | due/s | answered/s | p50 µs | p99 µs | p99.9 µs |");
