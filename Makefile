@@ -51,7 +51,7 @@ test-all: lint ## The tests on every Redis and Valkey found, and on that of the 
 fuzz: ## Fuzz what reads requests, a minute each; make fuzz SECONDS=600 for longer
 	scripts/fuzz.sh $(SECONDS)
 
-bench: ## Measure appends, reads and groups beside raw Redis and a bare HTTP echo; ratios in one run
+bench: ## Measure appends, reads, groups and feeds beside raw Redis, a bare HTTP echo and other servers; ratios in one run
 	@STREAMKEEP_REDIS_SERVER="$${STREAMKEEP_REDIS_SERVER:-$$(scripts/ensure-redis.sh)}" && export STREAMKEEP_REDIS_SERVER && \
 	$(CARGO) bench --locked --bench http -- $(ARGS)
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::{
     feeds::{Latencies, count},
     load,
-    report::{Target, line, median},
+    report::line,
+    rows::{Target, median},
 };
 
 /// A row, and what it gave in each round.

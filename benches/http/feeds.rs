@@ -10,13 +10,15 @@ use std::{
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::{
-    Bench,
-    clients::{HttpAppend, Streams, command, resp_replies},
+    bench::Bench,
+    clients::HttpAppend,
     feed_tables::{Appends, FanOut, Latency, Row, Tables},
     followers::{Arrival, Followers},
     load::{self, Address, Client, Pids},
     process::{self, Server},
-    report::Target,
+    rows::{Target, in_turn},
+    streams::Streams,
+    wire::{command, resp_replies},
 };
 
 /// Followers, and appends a second, in rows of several rounds; those without followers are what the others compare to.
@@ -69,7 +71,7 @@ impl<'a> Feeds<'a> {
             self.warm_up(&service.1).await;
             let mut row = Row::new(service.0, self.followers, CROWD_RATE);
             // Once: it takes long, and has very many deliveries.
-            row.samples.push(self.fan_out(&service.1, &row, 2 * self.bench.duration()).await);
+            row.samples.push(self.fan_out(&service.1, &row, 2 * self.bench.arguments.duration()).await);
             fan_out.push(row);
         }
         let mut small: Vec<_> = self.rows(&FAN_OUT.map(|(followers, rate)| (followers.min(self.followers), rate)));
@@ -77,7 +79,7 @@ impl<'a> Feeds<'a> {
         let mut appends: Vec<Row<Appends>> = self.rows(&APPEND_FOLLOWERS.map(|followers| (followers, 0)));
         for round in 0..rounds {
             for row in in_turn(&mut small, round) {
-                let sample = self.fan_out(self.service(row.target), row, self.bench.duration()).await;
+                let sample = self.fan_out(self.service(row.target), row, self.bench.arguments.duration()).await;
                 row.samples.push(sample);
             }
             for row in in_turn(&mut latency, round) {
@@ -149,7 +151,7 @@ impl<'a> Feeds<'a> {
         let followers = Followers::connect(&address, 1, true).await;
         let redis = Address::Unix(self.bench.data.path().join("redis.sock"));
         let raw = RawTail::start(&redis, self.head()).await;
-        let starts = self.append_steadily(&address, LATENCY_RATE, self.bench.duration()).await;
+        let starts = self.append_steadily(&address, LATENCY_RATE, self.bench.arguments.duration()).await;
         let missing = followers.all_given(starts.len()).await;
         assert_eq!(missing, 0, "a follower sees all");
         let seen = raw.seen.lock().expect("no holder panics").clone();
@@ -164,8 +166,8 @@ impl<'a> Feeds<'a> {
         let followers = Followers::connect(&address, followers, false).await;
         let from = self.head();
         let pids = Pids { server: Some(service.pid()), redis: self.bench.redis.pid() };
-        let clients = self.streams.share_out(APPEND_CONNECTIONS).map(HttpAppend::new).collect();
-        let load = load::drive(&address, clients, self.bench.duration(), pids).await;
+        let clients = self.streams.share_out(APPEND_CONNECTIONS).map(|share| HttpAppend::new(share, 1)).collect();
+        let load = load::drive(&address, clients, self.bench.arguments.duration(), pids).await;
         let (ended, events) = (Instant::now(), usize::try_from(self.head() - from).expect("not that large"));
         let missing = followers.all_given(events).await;
         Appends { load, behind: ended.elapsed(), deliveries: events * followers.count(), missing }
@@ -180,7 +182,7 @@ impl<'a> Feeds<'a> {
         for (index, share) in (0..connections).zip(self.streams.share_out(connections as usize)) {
             let address = address.clone();
             tasks.spawn(async move {
-                let (mut stream, mut client) = (load::connect(&address).await, HttpAppend::new(share));
+                let (mut stream, mut client) = (load::connect(&address).await, HttpAppend::new(share, 1));
                 let (mut output, mut input, mut starts) = (Vec::new(), Vec::new(), Vec::new());
                 let mut due = from + Duration::from_secs(1) * index / rate;
                 while due < from + duration {
@@ -199,21 +201,16 @@ impl<'a> Feeds<'a> {
     /// The position of the last event.
     fn head(&self) -> u64 {
         let mut command = redis::cmd("XREVRANGE");
-        let entries: Vec<(String, Vec<String>)> = self.ask(command.arg("log").arg("+").arg("-").arg("COUNT").arg(1));
+        let entries: Vec<(String, Vec<String>)> =
+            self.bench.ask(command.arg("log").arg("+").arg("-").arg("COUNT").arg(1));
         entries.first().map_or(0, |(id, _)| id["0-".len()..].parse().expect("a position"))
     }
 
     /// Connections to Redis but this one.
     fn redis_connections(&self) -> u64 {
-        let info: String = self.ask(redis::cmd("INFO").arg("clients"));
+        let info: String = self.bench.ask(redis::cmd("INFO").arg("clients"));
         let count = info.lines().find_map(|line| line.strip_prefix("connected_clients:"));
         count.and_then(|count| count.parse::<u64>().ok()).expect("Redis counts them") - 1
-    }
-
-    fn ask<T: redis::FromRedisValue>(&self, command: &redis::Cmd) -> T {
-        let client = redis::Client::open(self.bench.redis.address()).expect("a good address");
-        let mut connection = client.get_connection().expect("Redis accepts connections");
-        command.query(&mut connection).expect("Redis answers")
     }
 
     /// Processor time so far: of the service, of Redis, of this process.
@@ -221,15 +218,6 @@ impl<'a> Feeds<'a> {
         let pids = Pids { server: Some(service.pid()), redis: self.bench.redis.pid() };
         pids.cpu().map(Option::unwrap_or_default)
     }
-}
-
-/// Backward in every second round, so that what drifts does not fall on the same rows each time.
-fn in_turn<T>(rows: &mut [T], round: usize) -> Vec<&mut T> {
-    let mut order: Vec<&mut T> = rows.iter_mut().collect();
-    if round % 2 == 1 {
-        order.reverse();
-    }
-    order
 }
 
 /// Waits until a process has next to nothing to do.

@@ -13,8 +13,9 @@ use std::{
 use streamkeep::store::Library;
 
 use crate::{
-    clients::{ID, KIND, bulk, call_append, command, data, http_reply, resp_replies},
+    clients::{add_whole, append_reply, call_append},
     load::{Client, Turn},
+    wire::{bulk, command, http_reply, post, resp_replies},
 };
 
 /// Streams whose events are handed out.
@@ -29,7 +30,7 @@ const PIPELINE: usize = 500;
 pub type Left = Arc<AtomicUsize>;
 
 /// What a consumer does next.
-enum Step {
+pub enum Step {
     /// It asks for events.
     Next,
     /// It acks so many.
@@ -37,27 +38,28 @@ enum Step {
 }
 
 /// What consumers of both kinds share: who asks, for how many, and how far it is.
-struct Consumer {
+pub struct Consumer {
     name: String,
-    limit: usize,
+    pub limit: usize,
     left: Left,
-    step: Step,
+    pub step: Step,
 }
 
 impl Consumer {
-    fn new(index: usize, limit: usize, left: &Left) -> Self {
+    pub fn new(index: usize, limit: usize, left: &Left) -> Self {
         Self { name: format!("consumer-{index}"), limit, left: Arc::clone(left), step: Step::Next }
     }
 
     /// Events came; none where the others hold the last ones.
-    fn took(&mut self, count: usize) {
+    pub fn took(&mut self, count: usize) {
         let before = self.left.load(Ordering::Relaxed);
         let left = if count == 0 { 0 } else { before.saturating_sub(count) };
         self.left.store(left, Ordering::Relaxed);
         self.step = if count == 0 { Step::Next } else { Step::Ack(count) };
     }
 
-    fn turn(&self, acked: usize) -> Turn {
+    /// What the last reply means, which acked so many.
+    pub fn turn(&self, acked: usize) -> Turn {
         match self.step {
             Step::Next if self.left.load(Ordering::Relaxed) == 0 => Turn::Last(acked),
             Step::Next => Turn::Over(acked),
@@ -190,18 +192,18 @@ impl Client for Fill {
     fn request(&mut self, out: &mut Vec<u8>) {
         let before = self.events.len();
         for event in self.events.by_ref().take(PIPELINE) {
-            let (stream, version) = (format!("work-{:08}", event % STREAMS), (event / STREAMS).to_string());
-            call_append(out, &self.function, &stream, &version);
-            let position = (event + 1).to_string();
-            let fields = ["stream", &stream, "id", ID, "type", KIND, "data", data(), "metadata", "{}"];
-            let numbers = ["timestamp", "1700000000000", "version", &version, "position", &position];
-            command(out, &[&["XADD", WHOLE, "*"][..], &fields, &numbers].concat());
+            let (stream, version) = (format!("work-{:08}", event % STREAMS), (event / STREAMS) as u64);
+            call_append(out, &self.function, &stream, version, 1);
+            add_whole(out, WHOLE, Some(&stream), version, event as u64 + 1);
         }
         self.sent = 2 * (before - self.events.len());
     }
 
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
-        resp_replies(input, self.sent)
+        (0..self.sent / 2).try_fold(0, |at, _| {
+            let at = at + append_reply(&input[at..])?;
+            Some(at + resp_replies(&input[at..], 1)?)
+        })
     }
 
     fn turn(&self) -> Turn {
@@ -249,15 +251,4 @@ impl Client for RawGroup {
     fn reply(&mut self, input: &[u8]) -> Option<usize> {
         resp_replies(input, 2)
     }
-}
-
-fn post(out: &mut Vec<u8>, path: &str, method: &str, body: &[u8]) {
-    let length = body.len();
-    write!(
-        out,
-        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-         Content-Length: {length}\r\n\r\n"
-    )
-    .expect("memory takes it");
-    out.extend_from_slice(body);
 }

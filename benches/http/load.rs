@@ -23,7 +23,7 @@ const INPUT: usize = 64 * 1024;
 
 /// What one connection says and hears.
 pub trait Client: Send + 'static {
-    /// Writes the next request into an empty buffer.
+    /// Writes the next request behind what is there.
     fn request(&mut self, out: &mut Vec<u8>);
 
     /// The length of the reply at the beginning of `input`, once it is all there. Panics where it is no success.
@@ -32,6 +32,20 @@ pub trait Client: Send + 'static {
     /// What the last reply means.
     fn turn(&self) -> Turn {
         Turn::Over(1)
+    }
+}
+
+impl Client for Box<dyn Client> {
+    fn request(&mut self, out: &mut Vec<u8>) {
+        (**self).request(out);
+    }
+
+    fn reply(&mut self, input: &[u8]) -> Option<usize> {
+        (**self).reply(input)
+    }
+
+    fn turn(&self) -> Turn {
+        (**self).turn()
     }
 }
 
@@ -92,7 +106,7 @@ pub async fn drive<C: Client>(address: &Address, clients: Vec<C>, duration: Dura
     for client in clients {
         connections.push((connect(address).await, client));
     }
-    let turns = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are good");
+    let turns = histogram();
     let (from, stop) = (Instant::now() + duration / 10, CancellationToken::new());
     let window = Window { from, stop: stop.clone(), counted: Arc::new(Mutex::new(Counted { turns, events: 0 })) };
     let mut tasks = JoinSet::new();
@@ -110,17 +124,28 @@ pub async fn drive<C: Client>(address: &Address, clients: Vec<C>, duration: Dura
 
     let Counted { turns, events } = &*window.counted.lock().expect("no holder panics");
     assert!(*events > 0, "nothing was left to be measured");
-    #[expect(clippy::cast_precision_loss, reason = "counts and nanoseconds are far below 2^52")]
-    let (count, us) = (*events as f64, |quantile| turns.value_at_quantile(quantile) as f64 / 1000.0);
+    #[expect(clippy::cast_precision_loss, reason = "a count is far below 2^52")]
+    let count = *events as f64;
     let spent = |index: usize| Some(after[index]?.saturating_sub(before[index]?).as_secs_f64() * 1e6 / count);
     Sample {
         rate: count / took.as_secs_f64(),
-        p50: us(0.5),
-        p99: us(0.99),
+        p50: micros(turns, 0.5),
+        p99: micros(turns, 0.99),
         server_cpu: spent(0),
         redis_cpu: spent(1),
         generator_cpu: spent(2).unwrap_or_default(),
     }
+}
+
+/// Room for latencies up to a minute, in nanoseconds.
+pub fn histogram() -> Histogram<u32> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("the bounds are good")
+}
+
+/// A quantile of latencies, in microseconds.
+#[expect(clippy::cast_precision_loss, reason = "nanoseconds of a minute are far below 2^52")]
+pub fn micros(latencies: &Histogram<u32>, quantile: f64) -> f64 {
+    latencies.value_at_quantile(quantile) as f64 / 1000.0
 }
 
 /// Sends one request.
@@ -140,7 +165,7 @@ pub async fn ask_all(address: &Address, mut client: impl Client) {
 impl Pids {
     /// Processor time so far: of the server, of Redis, of this process.
     pub fn cpu(self) -> [Option<Duration>; 3] {
-        [self.server, self.redis, Some(std::process::id())].map(|pid| pid.map(process::cpu))
+        [self.server.map(process::cpu_of_all), self.redis.map(process::cpu), Some(process::cpu(std::process::id()))]
     }
 }
 

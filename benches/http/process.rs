@@ -3,10 +3,13 @@
 use std::{
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
+
+use tempfile::TempDir;
 
 /// How long a process may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -17,11 +20,13 @@ const TICK: Duration = Duration::from_millis(10);
 pub struct Server {
     child: Child,
     pub address: SocketAddr,
+    /// Goes with it.
+    folder: Option<TempDir>,
 }
 
 impl Server {
     /// Starts a program, to which `arguments` says where to listen, and waits until it does.
-    pub fn start(program: &std::path::Path, arguments: impl FnOnce(SocketAddr) -> Vec<String>) -> Self {
+    pub fn start(program: &Path, arguments: impl FnOnce(SocketAddr) -> Vec<String>) -> Self {
         let address = free_address();
         let mut command = Command::new(program);
         // Settings come from the arguments alone; what does not listen has said why on standard error.
@@ -30,13 +35,18 @@ impl Server {
             command.env("TOKIO_WORKER_THREADS", threads);
         }
         let child = command.spawn().expect("the program can be started");
-        let mut server = Self { child, address };
-        let until = Instant::now() + PATIENCE;
-        while TcpStream::connect(address).is_err() || server.ended() {
-            assert!(!server.ended() && Instant::now() < until, "{} does not listen", program.display());
-            thread::sleep(Duration::from_millis(10));
-        }
+        let mut server = Self { child, address, folder: None };
+        until(&program.display().to_string(), || {
+            assert!(!server.ended(), "{} does not listen", program.display());
+            TcpStream::connect(address).is_ok()
+        });
         server
+    }
+
+    /// The same, with a folder of its own that goes with it.
+    pub fn with(mut self, folder: TempDir) -> Self {
+        self.folder = Some(folder);
+        self
     }
 
     pub fn pid(&self) -> u32 {
@@ -63,6 +73,22 @@ impl Drop for Server {
     }
 }
 
+/// Waits until a server is ready.
+pub fn until(name: &str, mut ready: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !ready() {
+        assert!(Instant::now() < until, "{name} does not get ready");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A program on PATH, or where system programs are.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/usr/local/sbin".into()]);
+    folders.map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
 fn free_address() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     listener.local_addr().expect("it is bound")
@@ -71,6 +97,15 @@ fn free_address() -> SocketAddr {
 /// Processor time of a process so far, its own and the kernel's for it; zero where there is no `/proc`.
 pub fn cpu(pid: u32) -> Duration {
     scheduled(pid).unwrap_or_else(|| ticked(pid))
+}
+
+/// The same, with that of its children: PostgreSQL has a process a connection.
+pub fn cpu_of_all(pid: u32) -> Duration {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let children: Vec<u32> =
+        children.flat_map(|ids| ids.split(' ').filter_map(|id| id.parse().ok()).collect::<Vec<_>>()).collect();
+    cpu(pid) + children.into_iter().map(cpu_of_all).sum::<Duration>()
 }
 
 /// To the nanosecond, of the threads that live; none that works ends while it is measured. `None` where the kernel does
