@@ -149,16 +149,17 @@ impl Tables {
     fn print_appends(&self) {
         line("");
         line(
-            "| followers | target     | appends/s | of alone | p50 µs | p99 µs | deliveries | missing | behind ms | server µs an append | redis µs an append |",
+            "| followers | of            | target     | appends/s | of alone | p50 µs | p99 µs | deliveries | missing | behind ms | server µs an append | redis µs an append |",
         );
-        line("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+        line("|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
         for row in &self.appends {
+            let of = if row.rate > 0 { format!("{} others/s", row.rate) } else { "all".to_owned() };
             let ratio = row.alone(&self.appends).filter(|_| row.followers > 0).map(|alone| {
                 let pairs = row.samples.iter().zip(&alone.samples);
                 format!("{:.2}", median(pairs.map(|(own, alone)| own.load.rate / alone.load.rate).collect()))
             });
             line(&format!(
-                "| {:>9} | {:<10} | {:>9.0} | {:>8} | {:>6.0} | {:>6.0} | {:>10} | {:>7} | {:>9.0} | {:>19.1} | {:>18.1} |",
+                "| {:>9} | {of:<13} | {:<10} | {:>9.0} | {:>8} | {:>6.0} | {:>6.0} | {:>10} | {:>7} | {:>9.0} | {:>19.1} | {:>18.1} |",
                 row.followers,
                 row.target.name(),
                 row.median(|sample| sample.load.rate),

@@ -13,7 +13,7 @@ use crate::{
     bench::Bench,
     clients::HttpAppend,
     feed_tables::{Appends, FanOut, Latency, Row, Tables},
-    followers::{Arrival, Followers},
+    followers::{Arrival, Followed, Followers},
     load::{self, Address, Client, Pids},
     process::{self, Server},
     rows::{Target, in_turn},
@@ -27,8 +27,10 @@ const FAN_OUT: [(usize, u32); 7] = [(0, 100), (1, 100), (10, 100), (100, 100), (
 pub const CROWD_RATE: u32 = 10;
 /// Appends a second where latencies are compared.
 const LATENCY_RATE: u32 = 1_000;
-/// Followers beside those who append as fast as they can, and how many these are.
-const APPEND_FOLLOWERS: [usize; 3] = [0, 10, 100];
+/// Followers beside those who append as fast as they can: of all that these append, or of a category that gets so many
+/// events a second meanwhile.
+const APPEND_FOLLOWERS: [(usize, u32); 5] = [(0, 0), (10, 0), (100, 0), (0, 1_000), (100, 1_000)];
+/// How many connections append.
 const APPEND_CONNECTIONS: usize = 8;
 /// Connections of an open loop: each may take so many appends a second.
 const RATE_OF_CONNECTION: u32 = 125;
@@ -36,6 +38,8 @@ const RATE_OF_CONNECTION: u32 = 125;
 const FILES: usize = 500;
 /// Streams that are appended to.
 const STREAMS: usize = 1_000;
+/// The category that is followed by itself.
+const CATEGORY: &str = "tick";
 /// Followers before anything is measured.
 const WARM_UP: usize = 4;
 /// How long a service may take until it has nothing to do.
@@ -46,6 +50,7 @@ pub struct Feeds<'a> {
     bench: &'a Bench,
     services: Vec<(Target, Server)>,
     streams: Arc<Streams>,
+    category: Arc<Streams>,
     followers: usize,
 }
 
@@ -60,7 +65,8 @@ impl<'a> Feeds<'a> {
         let against = bench.arguments.against(&bench.data, &room);
         let services = [(Target::Http, Some(service)), (Target::Against, against)];
         let services = services.into_iter().filter_map(|(target, server)| Some((target, server?))).collect();
-        Self { bench, services, streams: Streams::new("feed", STREAMS), followers }
+        let [streams, category] = ["feed", CATEGORY].map(|prefix| Streams::new(prefix, STREAMS));
+        Self { bench, services, streams, category, followers }
     }
 
     /// Measures all.
@@ -76,7 +82,7 @@ impl<'a> Feeds<'a> {
         }
         let mut small: Vec<_> = self.rows(&FAN_OUT.map(|(followers, rate)| (followers.min(self.followers), rate)));
         let mut latency: Vec<Row<Latency>> = self.rows(&[(1, LATENCY_RATE)]);
-        let mut appends: Vec<Row<Appends>> = self.rows(&APPEND_FOLLOWERS.map(|followers| (followers, 0)));
+        let mut appends: Vec<Row<Appends>> = self.rows(&APPEND_FOLLOWERS);
         for round in 0..rounds {
             for row in in_turn(&mut small, round) {
                 let sample = self.fan_out(self.service(row.target), row, self.bench.arguments.duration()).await;
@@ -87,7 +93,7 @@ impl<'a> Feeds<'a> {
                 row.samples.push(sample);
             }
             for row in in_turn(&mut appends, round) {
-                let sample = self.appends(self.service(row.target), row.followers).await;
+                let sample = self.appends(self.service(row.target), row).await;
                 row.samples.push(sample);
             }
         }
@@ -111,8 +117,8 @@ impl<'a> Feeds<'a> {
     /// Has all connections to Redis opened that open when they are needed.
     async fn warm_up(&self, service: &Server) {
         let address = Address::Tcp(service.address);
-        let followers = Followers::connect(&address, WARM_UP, false).await;
-        let starts = self.append_steadily(&address, LATENCY_RATE, Duration::from_millis(100)).await;
+        let followers = Followers::connect(&address, Followed::All, WARM_UP, false).await;
+        let starts = self.append_steadily(&address, &self.streams, LATENCY_RATE, Duration::from_millis(100)).await;
         assert_eq!(followers.all_given(starts.len()).await, 0, "followers see all");
     }
 
@@ -120,12 +126,12 @@ impl<'a> Feeds<'a> {
         quiet(service.pid()).await;
         let (idle, connections) = (process::memory(service.pid()), self.redis_connections());
         let address = Address::Tcp(service.address);
-        let followers = Followers::connect(&address, row.followers, true).await;
+        let followers = Followers::connect(&address, Followed::All, row.followers, true).await;
         quiet(service.pid()).await;
         let followed = process::memory(service.pid());
         let (cpu, from) = (self.cpu(service), self.head());
         let appending = Instant::now();
-        let starts = self.append_steadily(&address, row.rate, duration).await;
+        let starts = self.append_steadily(&address, &self.streams, row.rate, duration).await;
         let took = appending.elapsed();
         let during = self.redis_connections();
         let events = usize::try_from(self.head() - from).expect("a count is not that large");
@@ -148,10 +154,10 @@ impl<'a> Feeds<'a> {
     async fn latency(&self, service: &Server) -> Latency {
         let address = Address::Tcp(service.address);
         quiet(service.pid()).await;
-        let followers = Followers::connect(&address, 1, true).await;
+        let followers = Followers::connect(&address, Followed::All, 1, true).await;
         let redis = Address::Unix(self.bench.data.path().join("redis.sock"));
         let raw = RawTail::start(&redis, self.head()).await;
-        let starts = self.append_steadily(&address, LATENCY_RATE, self.bench.arguments.duration()).await;
+        let starts = self.append_steadily(&address, &self.streams, LATENCY_RATE, self.bench.arguments.duration()).await;
         let missing = followers.all_given(starts.len()).await;
         assert_eq!(missing, 0, "a follower sees all");
         let seen = raw.seen.lock().expect("no holder panics").clone();
@@ -160,26 +166,39 @@ impl<'a> Feeds<'a> {
     }
 
     /// Those who append as fast as they can, while so many follow.
-    async fn appends(&self, service: &Server, followers: usize) -> Appends {
-        let address = Address::Tcp(service.address);
+    async fn appends(&self, service: &Server, row: &Row<Appends>) -> Appends {
+        let (address, duration) = (Address::Tcp(service.address), self.bench.arguments.duration());
+        let followed = if row.rate > 0 { Followed::Category(CATEGORY) } else { Followed::All };
         quiet(service.pid()).await;
-        let followers = Followers::connect(&address, followers, false).await;
+        let followers = Followers::connect(&address, followed, row.followers, false).await;
         let from = self.head();
         let pids = Pids { server: Some(service.pid()), redis: self.bench.redis.pid() };
         let clients = self.streams.share_out(APPEND_CONNECTIONS).map(|share| HttpAppend::new(share, 1)).collect();
-        let load = load::drive(&address, clients, self.bench.arguments.duration(), pids).await;
-        let (ended, events) = (Instant::now(), usize::try_from(self.head() - from).expect("not that large"));
+        let load = load::drive(&address, clients, duration, pids);
+        let (load, steady) = if row.rate > 0 {
+            tokio::join!(load, self.append_steadily(&address, &self.category, row.rate, duration))
+        } else {
+            (load.await, Vec::new())
+        };
+        let (ended, all) = (Instant::now(), usize::try_from(self.head() - from).expect("not that large"));
+        let events = if row.rate > 0 { steady.len() } else { all };
         let missing = followers.all_given(events).await;
         Appends { load, behind: ended.elapsed(), deliveries: events * followers.count(), missing }
     }
 
     /// An open loop: appends at a fixed rate, whatever the answers take. Says when each was sent.
-    async fn append_steadily(&self, address: &Address, rate: u32, duration: Duration) -> Vec<Arrival> {
+    async fn append_steadily(
+        &self,
+        address: &Address,
+        streams: &Arc<Streams>,
+        rate: u32,
+        duration: Duration,
+    ) -> Vec<Arrival> {
         let connections = rate.div_ceil(RATE_OF_CONNECTION);
         let step = Duration::from_secs(1) * connections / rate;
         let from = Instant::now() + Duration::from_millis(10);
         let mut tasks = JoinSet::new();
-        for (index, share) in (0..connections).zip(self.streams.share_out(connections as usize)) {
+        for (index, share) in (0..connections).zip(streams.share_out(connections as usize)) {
             let address = address.clone();
             tasks.spawn(async move {
                 let (mut stream, mut client) = (load::connect(&address).await, HttpAppend::new(share, 1));
