@@ -1,6 +1,8 @@
 //! What was asked for, and everything that runs: Redis, the service, the echo, the peers.
 
 use std::{
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,7 +14,7 @@ use tempfile::TempDir;
 use crate::{
     load::{Address, Pids},
     peers::Peer,
-    process::Server,
+    process::{Server, until},
     rows::Target,
 };
 
@@ -89,7 +91,7 @@ pub struct Arguments {
 
     /// Be the bare HTTP server
     #[arg(long, hide = true)]
-    pub echo: Option<std::net::SocketAddr>,
+    pub echo: Option<SocketAddr>,
 }
 
 /// Rows that belong together.
@@ -143,11 +145,21 @@ impl Arguments {
 
 fn serve(program: &Path, data: &TempDir, further: &[String]) -> Server {
     let url = format!("redis+unix://{}", data.path().join("redis.sock").display());
-    Server::start(program, |address| {
+    let server = Server::start(program, |address| {
         let address = address.to_string();
         let fixed = ["serve", "--redis-url", &url, "--listen", &address, "--log", "warn"].map(str::to_owned);
         fixed.into_iter().chain(further.iter().cloned()).collect()
-    })
+    });
+    // It listens before Redis has its functions, and raw calls need them too.
+    until("the service", || is_ready(server.address).unwrap_or_default());
+    server
+}
+
+fn is_ready(address: SocketAddr) -> io::Result<bool> {
+    let (mut stream, mut answer) = (TcpStream::connect(address)?, Vec::new());
+    stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    stream.read_to_end(&mut answer)?;
+    Ok(answer.starts_with(b"HTTP/1.1 200"))
 }
 
 /// Starts Redis with what is in the folder.

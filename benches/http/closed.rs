@@ -68,7 +68,7 @@ impl<'a> Closed<'a> {
     }
 
     /// What is there before anything is measured. What groups hand out comes first in the log, for they begin at the
-    /// beginning. Before that the service is asked: when it answers, its functions are loaded.
+    /// beginning.
     async fn fill(&self, rows: &[Row]) {
         let (redis, service) = (self.bench.target(Target::Raw).0, self.bench.target(Target::Http).0);
         for row in rows.iter().filter(|row| row.work.ordering().is_some() && row.target.is_service()) {

@@ -80,9 +80,10 @@ impl Connection {
     }
 }
 
-/// The sequence in the answer to a message that was stored.
+/// The sequence in the answer to a message that was stored. One that was refused has a sequence too: 0.
 fn sequence(message: &Message) -> u64 {
     let text = std::str::from_utf8(message.payload).expect("answers are text");
+    assert!(!text.contains("\"error\":"), "{text}");
     let (_, rest) = text.split_once("\"seq\":").unwrap_or_else(|| panic!("{text}"));
     let digits = rest.split(|end: char| !end.is_ascii_digit()).next().unwrap_or_default();
     u64::try_from(number(digits.as_bytes())).expect("sequences are not negative")
