@@ -14,6 +14,7 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
+use tracing::debug;
 
 use crate::store::reply::Replies;
 
@@ -115,7 +116,11 @@ fn failed(why: &'static str) -> RedisError {
 fn start(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> mpsc::Sender<Request> {
     let (requests, queue) = mpsc::channel(QUEUED);
     // Where it breaks, those who wait find their channels closed.
-    tokio::spawn(async move { run(stream, queue).await.unwrap_or_default() });
+    tokio::spawn(async move {
+        if let Err(error) = run(stream, queue).await {
+            debug!(%error, "a connection to Redis broke");
+        }
+    });
     requests
 }
 
