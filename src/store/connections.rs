@@ -149,6 +149,11 @@ impl Connections {
         self.primary(partition).exclusive().await
     }
 
+    /// Whether the server of this name is a primary now.
+    pub(super) fn is_primary(&self, name: &str) -> bool {
+        self.0.table.load().primaries.iter().any(|primary| primary.name() == name)
+    }
+
     /// What is counted of round trips.
     #[must_use]
     pub fn metrics(&self) -> &StoreMetrics {

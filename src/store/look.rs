@@ -112,7 +112,9 @@ impl Store {
         let seen = Arc::new(look(&self.0.connections, &self.0.library, self.0.timeout).await);
         for Seen { primary, health, .. } in seen.iter() {
             let Some(Health { role, run_id, .. }) = health else { continue };
-            if self.0.runs.is_another(primary, run_id) {
+            // One that came back as a replica, or lost its place while it was looked at: that failover is counted elsewhere.
+            let is_primary = role == "master" && self.0.connections.is_primary(primary);
+            if self.0.runs.is_another(primary, run_id) && is_primary {
                 self.metrics().failover(primary);
                 tracing::warn!(primary, role, "another Redis answers, or the same one started anew: a failover?");
             }

@@ -76,11 +76,7 @@ async fn killed_under_load(floor: Option<Durability>) -> usize {
     writers.join_all().await;
     let counted = failovers(&app).await;
     println!("{counted} failovers; killed: {dies}, its replica: {follows}, primary now: {}", cluster.home(1).await);
-    // The old primary comes back with the cluster as it was before. A service that has not heard of the takeover by then, as one
-    // whose appends all wait for a replica, may believe it for a moment, and counts that too.
-    if floor.is_none() {
-        assert_eq!(counted, 1);
-    }
+    assert_eq!(counted, 1, "the old primary that comes back is none");
     let (violations, lost) = outcome(&cluster, &load, &app).await;
     // The appends of this test itself are strangers to the load.
     let violations: Vec<_> = violations.into_iter().filter(is_structural).filter(|of| !is_own(of)).collect();
