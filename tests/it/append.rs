@@ -248,3 +248,47 @@ test_app! {
         assert_eq!(app.get("/streams/order-2").await.expect(200).json()["events"][0]["metadata"], json!({}));
     }
 }
+
+/// Appends that wait together leave in few calls of the function, and what becomes of one is no matter to the others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn appends_that_share_a_call_stand_for_themselves() {
+    const GOOD: usize = 60;
+    let app = std::sync::Arc::new(crate::app::TestApp::start(1).await);
+    app.append("order-1", ONE).await.expect(201);
+    let mut plain = app.redis.connection().await;
+    // What Streamkeep did not write.
+    redis::cmd("SET").arg("events:strange-1").arg("x").exec_async(&mut plain).await.unwrap();
+    let before = crate::groups_wait::calls(&app).await;
+    redis::cmd("CLIENT").arg("PAUSE").arg(60_000).arg("WRITE").exec_async(&mut plain).await.unwrap();
+
+    let send = |stream: String, condition: &'static str| {
+        let app = std::sync::Arc::clone(&app);
+        tokio::spawn(async move { app.append_with(&stream, &[("if-match", condition)], TWO).await })
+    };
+    let mut good = Vec::new();
+    let mut bad = Vec::new();
+    for number in 0..GOOD {
+        good.push(send(format!("order-{}", number + 10), "\"0\""));
+        if number % 20 == 10 {
+            bad.push((409, send("order-1".to_owned(), "\"7\"")));
+            bad.push((500, send("strange-1".to_owned(), "\"0\"")));
+        }
+    }
+    // Each of the two writers took the first that came.
+    crate::app::eventually("all but a few wait", async || app.store.load().queued >= GOOD / 2).await;
+    redis::cmd("CLIENT").arg("UNPAUSE").exec_async(&mut plain).await.unwrap();
+
+    let mut positions = Vec::new();
+    for answer in good {
+        positions.push(answer.await.unwrap().expect(201).json()["position"].as_u64().unwrap());
+    }
+    for (status, answer) in bad {
+        let answer = answer.await.unwrap().expect(status);
+        assert_eq!(status == 409, answer.text.contains(r#""current_version":1"#), "{answer:?}");
+    }
+    positions.sort_unstable();
+    let expected: Vec<u64> = (0..GOOD as u64).map(|number| 3 + 2 * number).collect();
+    assert_eq!(positions, expected, "without gaps, behind the first event");
+    let calls = crate::groups_wait::calls(&app).await - before;
+    assert!(calls < GOOD as u64 / 2, "{calls} calls");
+}
