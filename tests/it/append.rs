@@ -274,8 +274,10 @@ async fn appends_that_share_a_call_stand_for_themselves() {
             bad.push((500, send("strange-1".to_owned(), "\"0\"")));
         }
     }
-    // Each of the two writers took the first that came.
-    crate::app::eventually("all but a few wait", async || app.store.load().queued >= GOOD / 2).await;
+    // With the one that asks.
+    let all = format!("streamkeep_http_requests_in_flight {}\n", GOOD + bad.len() + 1);
+    let under_way = async || app.get("/metrics").await.expect(200).text.contains(&all);
+    crate::app::eventually("all are under way", under_way).await;
     redis::cmd("CLIENT").arg("UNPAUSE").exec_async(&mut plain).await.unwrap();
 
     let mut positions = Vec::new();
