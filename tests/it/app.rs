@@ -1,6 +1,7 @@
 //! The fixture: a Redis of one's own, and instances of the service on it.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -130,6 +131,29 @@ impl TestRedis {
         };
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+    }
+
+    /// How often each command was called, by functions too (`INFO commandstats`).
+    pub async fn calls(&self) -> BTreeMap<String, u64> {
+        let mut redis = self.connection().await;
+        let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
+        let count = |line: &str| {
+            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+        };
+        text.lines().filter_map(count).collect()
+    }
+
+    /// The same for one command.
+    pub async fn calls_of(&self, command: &str) -> u64 {
+        self.calls().await.remove(command).unwrap_or_default()
+    }
+
+    /// How many clients are connected, this one among them.
+    pub async fn clients(&self) -> u64 {
+        let info: redis::InfoDict =
+            redis::cmd("INFO").arg("clients").query_async(&mut self.connection().await).await.unwrap();
+        info.get("connected_clients").unwrap()
     }
 
     /// Sends a signal, such as `KILL`, to the server's process.

@@ -2,8 +2,6 @@
 //! are most of what can be made slower without being noticed. Where a bound breaks for a good reason, it moves; `make bench`
 //! says what that costs.
 
-use std::collections::BTreeMap;
-
 use allocation_counter::{AllocationInfo, measure};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -11,20 +9,10 @@ use tokio::{
     runtime::{Builder, Runtime},
 };
 
-use crate::app::{TestApp, TestRedis};
+use crate::app::TestApp;
 
 /// Requests that are counted.
 const REQUESTS: u64 = 200;
-
-/// How often each command was called, functions' calls among them.
-async fn calls(redis: &TestRedis) -> BTreeMap<String, u64> {
-    let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis.connection().await).await.unwrap();
-    let count = |line: &str| {
-        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
-    };
-    text.lines().filter_map(count).collect()
-}
 
 /// A client that asks for next to no memory.
 struct Client {
@@ -156,12 +144,12 @@ fn a_turn_of_a_consumer_asks_for_little_memory() {
 async fn an_append_is_few_commands_of_redis() {
     let app = TestApp::start(1).await;
     app.append("order-1", r#"{"events":[{"type":"placed","data":1}]}"#).await.expect(201);
-    let before = calls(&app.redis).await;
+    let before = app.redis.calls().await;
     for version in 1..=REQUESTS {
         let stream = format!("order-{}", version % 7);
         app.append(&stream, r#"{"events":[{"type":"placed","data":1}]}"#).await.expect(201);
     }
-    let mut after = calls(&app.redis).await;
+    let mut after = app.redis.calls().await;
     after.retain(|name, count| {
         *count -= before.get(name).copied().unwrap_or_default();
         // What looks at Redis now and then.

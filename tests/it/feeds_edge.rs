@@ -188,18 +188,12 @@ async fn followers_of_a_quiet_stream_do_not_page() {
         append(&app, "busy-1", "x", 1_000).await;
     }
     log.events(5_001).await;
-    let mut redis = app.redis.connection().await;
-    let mut reads = async || {
-        let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
-        let found = text.split("cmdstat_xrange:calls=").nth(1).unwrap();
-        found.split(',').next().unwrap().parse::<u64>().unwrap()
-    };
-    let before = reads().await;
+    let before = app.redis.calls_of("xrange").await;
     append(&app, "quiet-1", "x", 1).await;
     for feed in &mut feeds {
         assert_eq!(name(&feed.event().await), "quiet-1@2");
     }
-    let cost = reads().await - before;
+    let cost = app.redis.calls_of("xrange").await - before;
     assert!(cost < 25, "{cost} reads for one event to fifty followers");
 }
 

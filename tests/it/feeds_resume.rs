@@ -264,12 +264,6 @@ async fn two_hundred_followers_cost_redis_what_one_does() {
     append(&app, "s-1", "x", 1).await;
     let mut cost = Vec::new();
     let mut feeds: Vec<Feed> = Vec::new();
-    let info = async |section: &str, from: &str| -> u64 {
-        let mut redis = app.redis.connection().await;
-        let text: String = redis::cmd("INFO").arg(section).query_async(&mut redis).await.unwrap();
-        let found = text.split(from).nth(1).unwrap_or("0");
-        found.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
-    };
     for followers in [2, 200] {
         while feeds.len() < followers {
             let path = if feeds.len().is_multiple_of(2) { "/events?after=end" } else { "/streams/s-1?from=100000" };
@@ -277,15 +271,15 @@ async fn two_hundred_followers_cost_redis_what_one_does() {
             feed.until_caught_up().await;
             feeds.push(feed);
         }
-        let clients = info("clients", "connected_clients:").await;
-        let before = info("commandstats", "cmdstat_xrange:calls=").await;
+        let clients = app.redis.clients().await;
+        let before = app.redis.calls_of("xrange").await;
         for _ in 0..50 {
             append(&app, "s-1", "x", 1).await;
         }
         for feed in feeds.iter_mut().step_by(2) {
             feed.events(50).await;
         }
-        cost.push((info("commandstats", "cmdstat_xrange:calls=").await - before, clients));
+        cost.push((app.redis.calls_of("xrange").await - before, clients));
     }
     println!("XRANGE for 50 appends, and connections: {cost:?}");
     assert!(cost[1].0 <= cost[0].0 + 50, "{cost:?}");

@@ -6,22 +6,14 @@ use serde_json::{Value, json};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{
-    app::{Answer, TestApp, TestRedis, eventually},
+    app::{Answer, TestApp, eventually},
     groups::{Taken, TestGroup, append},
     metrics::Scrape,
 };
 
-/// What INFO tells, as a number.
-async fn info(redis: &TestRedis, section: &str, from: &str) -> u64 {
-    let mut connection = redis.connection().await;
-    let text: String = redis::cmd("INFO").arg(section).query_async(&mut connection).await.unwrap();
-    let found = text.split(from).nth(1).unwrap_or("0");
-    found.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
-}
-
 /// Function calls so far.
 pub async fn calls(app: &TestApp) -> u64 {
-    info(&app.redis, "commandstats", "cmdstat_fcall:calls=").await
+    app.redis.calls_of("fcall").await
 }
 
 /// Asks for an event in the background, and returns once the question has reached Redis.
@@ -141,7 +133,7 @@ async fn two_hundred_who_wait_cost_two_calls_an_instance() {
         let app = TestApp::start(partitions).await;
         let other = TestApp::start_on(app.redis.clone(), partitions).await;
         TestGroup::create(&app, "g", json!({})).await;
-        let connections = info(&app.redis, "clients", "connected_clients:").await;
+        let connections = app.redis.clients().await;
         let mut waits = JoinSet::new();
         for number in 0..200 {
             let of = if number % 2 == 0 { &app } else { &other };
@@ -159,7 +151,7 @@ async fn two_hundred_who_wait_cost_two_calls_an_instance() {
             now == std::mem::replace(&mut last, now)
         })
         .await;
-        let more = info(&app.redis, "clients", "connected_clients:").await - connections;
+        let more = app.redis.clients().await - connections;
         // One reader a partition and instance; shared connections that were not needed before.
         assert!(more <= 2 * u64::from(partitions) + 8, "{more} connections more");
         append(&app, "a-1", "x", 1).await;

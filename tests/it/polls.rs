@@ -21,16 +21,11 @@ fn poll(app: &TestApp, path: &str, headers: &[(&str, &str)]) -> tokio::task::Joi
 
 /// How many requests Redis has answered: whoever waits has looked by the time that it stands still.
 async fn settled(app: &TestApp) {
-    let mut redis = app.redis.connection().await;
     let mut last = 0;
     eventually("all have looked", async || {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let stats: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
-        let reads = ["xrange", "xlen", "xrevrange"].map(|name| {
-            let found = stats.split(&format!("cmdstat_{name}:calls=")).nth(1).unwrap_or("0");
-            found.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap_or(0_u64)
-        });
-        let now = reads.iter().sum();
+        let calls = app.redis.calls().await;
+        let now = ["xrange", "xlen", "xrevrange"].iter().filter_map(|name| calls.get(*name)).sum();
         now == std::mem::replace(&mut last, now) && now > 0
     })
     .await;
