@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 
+use bytestring::ByteString;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::{Position, StreamId, Version, rfc3339};
+use super::{Position, StreamId, Version, write_rfc3339};
 
 /// The id of an event: 1 to 128 printable ASCII characters, unique in its stream for ever.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +107,7 @@ pub enum Retry {
     ByService,
 }
 
-/// A stored event. Never changes.
+/// A stored event. Never changes. Its parts may be slices of what came with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// The stream that it belongs to.
@@ -116,18 +117,32 @@ pub struct Event {
     /// Its number in the log of the stream's partition.
     pub position: Position,
     /// Unique in the stream.
-    pub id: String,
+    pub id: ByteString,
     /// What happened.
-    pub kind: String,
+    pub kind: ByteString,
     /// When it was stored, by Redis' clock: milliseconds since 1970, UTC.
     pub timestamp_ms: u64,
     /// JSON as it was sent.
-    pub data: String,
+    pub data: ByteString,
     /// JSON object as it was sent.
-    pub metadata: String,
+    pub metadata: ByteString,
 }
 
 impl Event {
+    /// The same in memory of its own, for whoever keeps it: a slice holds all that it is one of.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let parts = [&self.id, &self.kind, &self.data, &self.metadata];
+        let all = ByteString::from(parts.map(|part| &**part).concat());
+        let mut rest = &*all;
+        let [id, kind, data, metadata] = parts.map(|part| {
+            let (own, behind) = rest.split_at(part.len());
+            rest = behind;
+            all.slice_ref(own)
+        });
+        Self { stream: self.stream.clone(), id, kind, data, metadata, ..*self }
+    }
+
     /// Writes the event as one line of JSON. Data and metadata go out as the bytes that came in: they were checked
     /// when they were appended, so they are neither parsed nor written anew.
     pub fn write_json(&self, out: &mut Vec<u8>) {
@@ -143,7 +158,7 @@ impl Event {
         out.extend_from_slice(b",\"type\":");
         write_string(out, &self.kind);
         out.extend_from_slice(b",\"time\":\"");
-        out.extend_from_slice(rfc3339(self.timestamp_ms).as_bytes());
+        write_rfc3339(out, self.timestamp_ms);
         out.extend_from_slice(b"\",\"data\":");
         out.extend_from_slice(self.data.as_bytes());
         out.extend_from_slice(b",\"metadata\":");
@@ -159,6 +174,20 @@ fn write_string(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_detached_event_is_the_same_one() {
+        let came = ByteString::from("{}before-1paid{\"a\":1}behind");
+        let [metadata, id, kind, data] = [0..2, 2..10, 10..14, 14..21].map(|range| came.slice_ref(&came[range]));
+        let stream = StreamId::parse("order-1").expect("a good id");
+        let (version, position) = (Version::FIRST, Position::ZERO.plus(7));
+        let event = Event { stream, version, position, id, kind, timestamp_ms: 5, data, metadata };
+        let detached = event.detached();
+        assert_eq!(detached, event);
+        assert_eq!((&*detached.id, &*detached.data), ("before-1", "{\"a\":1}"));
+        let within = came.as_bytes().as_ptr_range();
+        assert!(!within.contains(&detached.data.as_bytes().as_ptr()), "in memory of its own");
+    }
 
     #[test]
     fn index_keys_are_short_and_never_collide() {

@@ -18,4 +18,4 @@ pub use event::{Event, EventId, NewEvent, Retry, check_type};
 pub use group::{Delivery, GroupName, GroupSettings, LeaseToken, OnExhausted, Ordering, Settled, Start};
 pub use json::{JsonFault, Whole, check_opaque_json, present, put_on_one_line};
 pub use stream::{Category, Partition, Partitions, Position, StreamId, Version};
-pub use time::{parse_rfc3339, rfc3339};
+pub use time::{parse_rfc3339, rfc3339, write_rfc3339};

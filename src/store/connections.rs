@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use redis::{ConnectionAddr, Pipeline, RedisError, Value, aio::MultiplexedConnection};
+use redis::{ConnectionAddr, Pipeline, RedisError, ServerError, aio::MultiplexedConnection};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, warn};
@@ -20,6 +20,7 @@ use crate::{
         errors::{self, Refusal, StartError},
         metrics::{StoreMetrics, operation},
         primary::{Change, Primary, Usage},
+        reply::Reply,
         topology::{self, View},
     },
     telemetry::traces,
@@ -202,10 +203,10 @@ impl Connections {
     ///
     /// # Errors
     /// The first error reply, or that Redis does not answer within the timeout.
-    pub(super) async fn read(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+    pub(super) async fn read(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Reply>, Error> {
         let replies = self.ask(partition, commands).await?;
-        match replies.iter().find_map(|reply| if let Value::ServerError(error) = reply { Some(error) } else { None }) {
-            Some(error) => Err(errors::from_reply(error)),
+        match replies.iter().find_map(Reply::error) {
+            Some(error) => Err(errors::from_reply(&error)),
             None => Ok(replies),
         }
     }
@@ -214,13 +215,13 @@ impl Connections {
     ///
     /// # Errors
     /// Redis does not answer within the timeout.
-    pub(super) async fn ask(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+    pub(super) async fn ask(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Reply>, Error> {
         let span = traces::round_trip(operation_of(commands), commands.len());
         self.exchange(partition, commands).instrument(span).await
     }
 
     /// As `ask`, for a task of its own, of which no request's trace tells.
-    pub(super) async fn exchange(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+    pub(super) async fn exchange(&self, partition: Partition, commands: &Pipeline) -> Result<Vec<Reply>, Error> {
         self.repeat(commands, || self.primary(partition), |to, by| self.moved(partition, to, by)).await
     }
 
@@ -228,7 +229,7 @@ impl Connections {
     ///
     /// # Errors
     /// Redis does not answer within the timeout.
-    pub(super) async fn ask_at(&self, primary: &Arc<Primary>, commands: &Pipeline) -> Result<Vec<Value>, Error> {
+    pub(super) async fn ask_at(&self, primary: &Arc<Primary>, commands: &Pipeline) -> Result<Vec<Reply>, Error> {
         let span = traces::round_trip(operation_of(commands), commands.len());
         self.repeat(commands, || Arc::clone(primary), |_, _| {}).instrument(span).await
     }
@@ -238,7 +239,7 @@ impl Connections {
         commands: &Pipeline,
         whom: impl Fn() -> Arc<Primary>,
         moved: impl Fn(&str, &ConnectionAddr),
-    ) -> Result<Vec<Value>, Error> {
+    ) -> Result<Vec<Reply>, Error> {
         let began = Instant::now();
         let deadline = began + self.0.usage.timeout;
         let calls = async {
@@ -247,7 +248,7 @@ impl Connections {
                 let primary = whom();
                 let mut silent = false;
                 let why = match primary.send(commands, deadline).await {
-                    Ok(replies) => match replies.iter().find_map(errors::refusal) {
+                    Ok(replies) => match errors_of(&replies).iter().find_map(errors::refusal) {
                         None => return Ok(replies),
                         Some(Refusal::Moved(to)) => {
                             moved(to, &primary.addr);
@@ -287,6 +288,10 @@ impl Connections {
         }
         self.0.usage.doubted.notify_one();
     }
+}
+
+fn errors_of(replies: &[Reply]) -> Vec<ServerError> {
+    replies.iter().filter_map(Reply::error).collect()
 }
 
 fn operation_of(commands: &Pipeline) -> &'static str {

@@ -1,6 +1,6 @@
 //! From Redis' errors to the field's words.
 
-use redis::{RedisError, ServerError, Value};
+use redis::{RedisError, ServerError};
 
 use crate::model::{Error, Version};
 
@@ -130,9 +130,8 @@ pub(super) enum Refusal<'a> {
     NotNow,
 }
 
-/// Whether a reply is a refusal that passes. Nothing was done then.
-pub(super) fn refusal(reply: &Value) -> Option<Refusal<'_>> {
-    let Value::ServerError(error) = reply else { return None };
+/// Whether an error reply is a refusal that passes. Nothing was done then.
+pub(super) fn refusal(error: &ServerError) -> Option<Refusal<'_>> {
     match error.code() {
         "MOVED" => Some(Refusal::Moved(error.details().unwrap_or_default())),
         "READONLY" | "MASTERDOWN" => Some(Refusal::Demoted),

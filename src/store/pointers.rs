@@ -1,12 +1,13 @@
 //! The entries of a partition's log: pointers to events.
 
-use redis::{Pipeline, Value};
+use redis::Pipeline;
 
 use crate::{
     model::{Error, Event, Fingerprint, Partition, Place, Position, StreamId, Version},
     store::{
         Direction, Store,
         read::{decode, entries, entry_number},
+        reply::Reply,
     },
 };
 
@@ -48,22 +49,36 @@ pub(super) type Entries = Vec<(String, Vec<String>)>;
 
 /// Reads entries of the log.
 pub(super) fn pointers(entries: Entries) -> Result<Vec<Pointer>, Error> {
-    entries.into_iter().map(pointer).collect()
+    let of = |(id, fields): (String, Vec<String>)| pointer(&id, fields.iter().map(String::as_str));
+    entries.into_iter().map(of).collect()
 }
 
-fn pointer((id, fields): (String, Vec<String>)) -> Result<Pointer, Error> {
+/// Reads the reply of XRANGE on the log.
+fn log_entries(reply: Option<&Reply>) -> Result<Vec<Pointer>, Error> {
+    let corrupt = || Error::Corrupt("the log has no entries".to_owned());
+    let mut parts = reply.map(Reply::parts).ok_or_else(corrupt)?;
+    let count = parts.list().ok_or_else(corrupt)?;
+    let mut next = || {
+        let (Some(2), Some(id), Some(fields)) = (parts.list(), parts.text(), parts.list()) else {
+            return Err(corrupt());
+        };
+        pointer(id, (0..fields).map_while(|_| parts.text()))
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn pointer<'a>(id: &str, mut fields: impl Iterator<Item = &'a str>) -> Result<Pointer, Error> {
     let corrupt = || Error::Corrupt(format!("log entry {id}"));
     let (mut stream, mut version, mut kind) = (None, None, None);
-    let mut fields = fields.into_iter();
     while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
-        match name.as_str() {
-            "s" => stream = StreamId::try_from(value).ok(),
-            "v" => version = Version::parse(&value),
-            "t" => kind = Some(value),
+        match name {
+            "s" => stream = StreamId::parse(value),
+            "v" => version = Version::parse(value),
+            "t" => kind = Some(value.to_owned()),
             _ => {}
         }
     }
-    let position = entry_number(&id).and_then(Position::new).ok_or_else(corrupt)?;
+    let position = entry_number(id).and_then(Position::new).ok_or_else(corrupt)?;
     match (stream, version, kind) {
         (Some(stream), Some(version), Some(kind)) => Ok(Pointer { position, stream, version, kind }),
         _ => Err(corrupt()),
@@ -94,7 +109,7 @@ impl Store {
         commands.cmd(command).arg(&log).arg(from).arg(end).arg("COUNT").arg(count);
         commands.cmd("XLEN").arg(&log);
         let mut replies = self.0.connections.read(partition, &commands).await?.into_iter();
-        let mut pointers = pointers(decode(replies.next())?)?;
+        let mut pointers = log_entries(replies.next().as_ref())?;
         let head = Position::new(decode(replies.next())?).unwrap_or_default();
         if let Some((position, fingerprint)) = place {
             let diverged = Error::HistoryDiverged { head };
@@ -116,7 +131,7 @@ impl Store {
         }
         let mut commands = Pipeline::with_capacity(pointers.len());
         self.add_events(&mut commands, partition, pointers);
-        self.events_of(pointers, self.0.connections.read(partition, &commands).await?)
+        self.events_of(pointers, &self.0.connections.read(partition, &commands).await?)
     }
 
     /// The same, and in the same round trip that a mark still stands.
@@ -135,10 +150,10 @@ impl Store {
         commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(&id).arg(&id);
         self.add_events(&mut commands, partition, own);
         self.add_events(&mut commands, partition, pointers);
-        let mut replies = self.0.connections.read(partition, &commands).await?;
-        let rest = replies.split_off(2);
-        let event = self.events_of(own, replies.split_off(1))?.pop();
-        let there = self::pointers(decode(replies.pop())?)?.pop();
+        let replies = self.0.connections.read(partition, &commands).await?;
+        let (replies, rest) = replies.split_at(replies.len().min(2));
+        let event = self.events_of(own, &replies[1..])?.pop();
+        let there = log_entries(replies.first())?.pop();
         if there.as_ref() == Some(&mark.pointer) && event.is_none_or(|event| mark.fingerprint.fits(&event.id)) {
             return self.events_of(pointers, rest);
         }
@@ -152,7 +167,7 @@ impl Store {
         }
     }
 
-    fn events_of(&self, pointers: &[Pointer], replies: Vec<Value>) -> Result<Vec<Event>, Error> {
+    fn events_of(&self, pointers: &[Pointer], replies: &[Reply]) -> Result<Vec<Event>, Error> {
         let mut events = Vec::with_capacity(pointers.len());
         for (pointer, reply) in pointers.iter().zip(replies) {
             let found = entries(&pointer.stream, Some(reply))?;
@@ -166,7 +181,7 @@ impl Store {
         let from = position.map_or("+".to_owned(), |position| format!("0-{position}"));
         let mut commands = Pipeline::with_capacity(1);
         commands.cmd("XREVRANGE").arg(self.0.keys.log(partition)).arg(from).arg("-").arg("COUNT").arg(1);
-        let pointers = pointers(decode(self.0.connections.read(partition, &commands).await?.pop())?)?;
+        let pointers = log_entries(self.0.connections.read(partition, &commands).await?.first())?;
         let events = self.resolve(partition, &pointers).await?;
         Ok(Mark::of(pointers, &events))
     }
@@ -185,7 +200,7 @@ impl Store {
             let mut commands = Pipeline::with_capacity(1);
             let from = format!("0-{next}");
             commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(from).arg("+").arg("COUNT").arg(FIRST_PIECE);
-            let pointers = pointers(decode(self.0.connections.read(partition, &commands).await?.pop())?)?;
+            let pointers = log_entries(self.0.connections.read(partition, &commands).await?.first())?;
             let Some(last) = pointers.last().map(|pointer| pointer.position.get()) else { return Ok(None) };
             (next, seen) = (last + 1, seen + pointers.len());
             if let Some(event) = self.resolve(partition, &pointers).await?.into_iter().next() {

@@ -13,7 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use futures::FutureExt as _;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult, Value,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult,
     aio::MultiplexedConnection,
 };
 use tokio::{
@@ -23,8 +23,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
-    DurabilityConfig, Standing, StartError, errors, errors::Refusal, metrics::StoreMetrics, refusal, topology,
-    wire::Wire, writers::Writers,
+    DurabilityConfig, Standing, StartError, errors, errors::Refusal, metrics::StoreMetrics, refusal, reply::Reply,
+    topology, wire::Wire, writers::Writers,
 };
 
 /// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
@@ -89,7 +89,7 @@ impl Server {
             let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
                 return Ok(Wire::Tls(self.open().await?));
             };
-            if self.must_say_role() && !topology::is_primary(wire.send(&topology::ask_role()).await?)? {
+            if self.must_say_role() && !topology::is_primary(wire.send(&topology::ask_role()).await?.pop())? {
                 return Err(no_primary());
             }
             Ok(wire)
@@ -269,7 +269,7 @@ impl Primary {
     /// # Errors
     /// There is no connection, it broke, or no answer came until `deadline`: then it is not used again, for it may be one
     /// that nothing comes from any more.
-    pub(super) async fn send(&self, commands: &Pipeline, deadline: Instant) -> RedisResult<Vec<Value>> {
+    pub(super) async fn send(&self, commands: &Pipeline, deadline: Instant) -> RedisResult<Vec<Reply>> {
         let shared = &self.shared[self.next.fetch_add(1, Ordering::Relaxed) % SHARED];
         let silent = |_| RedisError::from((ErrorKind::Io, "no answer in time"));
         let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(silent)??;
@@ -277,7 +277,9 @@ impl Primary {
         let replies = self.server.while_primary(open.send(commands).boxed());
         let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|late| Err(silent(late)));
         let broken = match &replies {
-            Ok(replies) => replies.iter().any(|reply| errors::refusal(reply) == Some(Refusal::Demoted)),
+            Ok(replies) => {
+                replies.iter().filter_map(Reply::error).any(|error| errors::refusal(&error) == Some(Refusal::Demoted))
+            }
             Err(error) => error.code().is_none(),
         };
         if broken {

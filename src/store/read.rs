@@ -6,7 +6,10 @@ use redis::{Cmd, FromRedisValue, Pipeline, Value};
 
 use crate::{
     model::{Error, Event, Partition, Position, StreamId, Version},
-    store::Store,
+    store::{
+        Store,
+        reply::{Parts, Reply},
+    },
 };
 
 /// Most events fetched at once before it is known how large they are; a page of the default size in one round trip.
@@ -73,7 +76,7 @@ impl Store {
         commands.add_command(self.range(partition, stream, page, piece));
         let mut replies = self.0.connections.read(partition, &commands).await?.into_iter();
         let head = head(&mut replies)?;
-        let mut events = self.met(entries(stream, replies.next())?);
+        let mut events = self.met(entries(stream, replies.next().as_ref())?);
         let full = events.len() == piece && piece < wanted;
         let cut = full && self.read_on(partition, stream, page, &mut events).await?;
         // The head was asked first: what came in between belongs to the answer too.
@@ -110,7 +113,7 @@ impl Store {
         let page = PageRequest { from: Some(page.direction.after(last.version)), ..page };
         let mut commands = Pipeline::with_capacity(1);
         commands.add_command(self.range(partition, stream, page, count));
-        let further = self.met(entries(stream, self.0.connections.read(partition, &commands).await?.pop())?);
+        let further = self.met(entries(stream, self.0.connections.read(partition, &commands).await?.first())?);
         let cut = further.len() == count && count < rest;
         events.extend(further);
         Ok(cut)
@@ -185,7 +188,7 @@ impl Store {
     }
 }
 
-pub(super) fn head(replies: &mut impl Iterator<Item = Value>) -> Result<Version, Error> {
+pub(super) fn head(replies: &mut impl Iterator<Item = Reply>) -> Result<Version, Error> {
     let length: u64 = decode(replies.next())?;
     let (removed, tombstone): (Option<u64>, Option<String>) = decode(replies.next())?;
     match tombstone {
@@ -210,39 +213,34 @@ pub(super) fn entry_number(id: &str) -> Option<u64> {
 }
 
 /// Reads a reply as `T`.
-pub(super) fn decode<T: FromRedisValue>(reply: Option<Value>) -> Result<T, Error> {
-    redis::from_redis_value(reply.unwrap_or(Value::Nil)).map_err(|error| Error::Corrupt(error.to_string()))
+pub(super) fn decode<T: FromRedisValue>(reply: Option<impl Into<Value>>) -> Result<T, Error> {
+    redis::from_redis_value(reply.map_or(Value::Nil, Into::into)).map_err(|error| Error::Corrupt(error.to_string()))
 }
 
-/// Reads the reply of XRANGE on `events:<stream>`. Moves the bytes, copies none, and makes no text of what is not kept.
-pub(super) fn entries(stream: &StreamId, reply: Option<Value>) -> Result<Vec<Event>, Error> {
-    match reply {
-        Some(Value::Array(entries)) => entries.into_iter().map(|entry| event(stream, entry)).collect(),
-        _ => Err(Error::Corrupt(format!("stream {stream} has no entries"))),
-    }
+/// Reads the reply of XRANGE on `events:<stream>`. What an event holds stays where it is in the reply.
+pub(super) fn entries(stream: &StreamId, reply: Option<&Reply>) -> Result<Vec<Event>, Error> {
+    let mut parts = reply.map(Reply::parts);
+    let found = parts.as_mut().and_then(|parts| Some((parts.list()?, parts)));
+    let (count, parts) = found.ok_or_else(|| Error::Corrupt(format!("stream {stream} has no entries")))?;
+    (0..count).map(|_| event(stream, parts)).collect()
 }
 
-fn event(stream: &StreamId, entry: Value) -> Result<Event, Error> {
+fn event(stream: &StreamId, parts: &mut Parts<'_>) -> Result<Event, Error> {
     let corrupt = || Error::Corrupt(format!("an entry of stream {stream} is none of ours"));
-    let Value::Array(entry) = entry else { return Err(corrupt()) };
-    let Ok([Value::BulkString(id), Value::Array(fields)]) = <[Value; 2]>::try_from(entry) else {
-        return Err(corrupt());
-    };
-    let id = str::from_utf8(&id).unwrap_or_default();
+    let (Some(2), Some(id), Some(fields)) = (parts.list(), parts.text(), parts.list()) else { return Err(corrupt()) };
     let number = entry_number(id).and_then(Version::new);
     let version = number.ok_or_else(|| Error::Corrupt(format!("entry id {id} of stream {stream}")))?;
     let [mut event_id, mut kind, mut data, mut metadata] = [const { None }; 4];
     let (mut timestamp_ms, mut position) = (None, None);
-    let mut fields = fields.into_iter();
-    while let (Some(Value::BulkString(name)), Some(Value::BulkString(value))) = (fields.next(), fields.next()) {
-        match name.as_slice() {
-            b"id" => event_id = String::from_utf8(value).ok(),
-            b"type" => kind = String::from_utf8(value).ok(),
-            b"data" => data = String::from_utf8(value).ok(),
-            b"metadata" => metadata = String::from_utf8(value).ok(),
-            b"timestamp" => timestamp_ms = str::from_utf8(&value).ok().and_then(|digits| digits.parse().ok()),
-            b"position" => position = str::from_utf8(&value).ok().and_then(Position::parse),
-            _ => {}
+    for _ in 0..fields / 2 {
+        match parts.bytes().ok_or_else(corrupt)? {
+            b"id" => event_id = parts.string(),
+            b"type" => kind = parts.string(),
+            b"data" => data = parts.string(),
+            b"metadata" => metadata = parts.string(),
+            b"timestamp" => timestamp_ms = parts.text().and_then(|digits| digits.parse().ok()),
+            b"position" => position = parts.text().and_then(Position::parse),
+            _ => drop(parts.bytes()),
         }
     }
     let complete = (|| {

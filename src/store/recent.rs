@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     fn event(position: u64, stream: &str, version: u64) -> Arc<LiveEvent> {
-        let (id, kind, data, metadata) = (position.to_string(), "t".to_owned(), "1".to_owned(), "{}".to_owned());
+        let (id, kind, data, metadata) = (position.to_string().into(), "t".into(), "1".into(), "{}".into());
         let stream = StreamId::parse(stream).expect("a good id");
         let (version, position) = (Version::ZERO.plus(version), Position::ZERO.plus(position));
         LiveEvent::new(Event { stream, version, position, id, kind, timestamp_ms: 0, data, metadata })

@@ -15,7 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 use crate::{
-    model::{Error, Partition, Position, StreamId},
+    model::{Error, Event, Partition, Position, StreamId},
     store::{
         Connections, Inner, Store,
         grown::Grown,
@@ -311,7 +311,8 @@ impl Reader {
             let to = piece.last().map_or(Position::ZERO, |pointer| pointer.position);
             let streams: Vec<StreamId> = piece.iter().map(|pointer| pointer.stream.clone()).collect();
             mark = Mark::of(piece, &events);
-            self.shared.change_recent(|recent| recent.extend(events.into_iter().map(LiveEvent::new), to));
+            let kept = events.iter().map(Event::detached).map(LiveEvent::new);
+            self.shared.change_recent(|recent| recent.extend(kept, to));
             self.tell(&streams);
         }
         Ok(mark)

@@ -42,7 +42,7 @@ impl Store {
         let mut commands = Pipeline::with_capacity(1);
         let from = format!("0-{}", place + 1);
         commands.cmd("XRANGE").arg(self.0.keys.events(partition, stream)).arg(from).arg("+").arg("COUNT").arg(1);
-        let found = entries(stream, self.0.connections.read(partition, &commands).await?.pop())?;
+        let found = entries(stream, self.0.connections.read(partition, &commands).await?.first())?;
         Ok(found.first().map(|event| event.timestamp_ms))
     }
 

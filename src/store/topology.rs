@@ -199,7 +199,7 @@ async fn check_role(address: &RedisAddress, addr: &ConnectionAddr, timeout: Dura
 /// Whether a server is a primary (`ROLE`).
 pub(super) async fn role(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
     let role = ask_role();
-    is_primary(connection.send_packed_commands(&role, 0, role.len()).await?)
+    is_primary(connection.send_packed_commands(&role, 0, role.len()).await?.pop())
 }
 
 /// The question whose answer `is_primary` reads.
@@ -210,8 +210,8 @@ pub(super) fn ask_role() -> Pipeline {
 }
 
 /// Whether that is the role of a primary.
-pub(super) fn is_primary(replies: Vec<Value>) -> RedisResult<bool> {
-    let (role,): (Vec<Value>,) = redis::from_redis_value(Value::Array(replies))?;
+pub(super) fn is_primary(reply: Option<impl Into<Value>>) -> RedisResult<bool> {
+    let role: Vec<Value> = redis::from_redis_value(reply.map_or(Value::Nil, Into::into))?;
     let role: Option<String> = role.into_iter().next().map(redis::from_redis_value).transpose()?;
     Ok(role.as_deref() == Some("master"))
 }

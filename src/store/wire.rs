@@ -5,9 +5,7 @@
 use std::{collections::VecDeque, io, time::Duration};
 
 use bytes::{Buf as _, BytesMut};
-use redis::{
-    ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult, Value, aio::MultiplexedConnection,
-};
+use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult, aio::MultiplexedConnection};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpStream, UnixStream},
@@ -16,7 +14,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::store::reply::Replies;
+use crate::store::reply::{Replies, Reply};
 
 /// Room for what comes: a page of a hundred small events.
 const INPUT: usize = 64 * 1024;
@@ -38,14 +36,14 @@ pub(super) enum Wire {
 pub(super) struct Request {
     commands: Vec<u8>,
     replies: usize,
-    answer: oneshot::Sender<Vec<Value>>,
+    answer: oneshot::Sender<Vec<Reply>>,
 }
 
 /// Who waits, with the replies that have come so far.
 struct Waiting {
-    replies: Vec<Value>,
+    replies: Vec<Reply>,
     count: usize,
-    answer: oneshot::Sender<Vec<Value>>,
+    answer: oneshot::Sender<Vec<Reply>>,
 }
 
 impl Wire {
@@ -68,7 +66,7 @@ impl Wire {
             };
             let wire = Self::Plain(requests);
             for reply in wire.send(&login(info)).await? {
-                if let Value::ServerError(error) = reply {
+                if let Some(error) = reply.error() {
                     return Err(error.into());
                 }
             }
@@ -81,9 +79,12 @@ impl Wire {
     ///
     /// # Errors
     /// The connection broke.
-    pub(super) async fn send(&self, commands: &Pipeline) -> RedisResult<Vec<Value>> {
+    pub(super) async fn send(&self, commands: &Pipeline) -> RedisResult<Vec<Reply>> {
         match self {
-            Self::Tls(connection) => connection.clone().send_packed_commands(commands, 0, commands.len()).await,
+            Self::Tls(connection) => {
+                let replies = connection.clone().send_packed_commands(commands, 0, commands.len()).await?;
+                Ok(replies.into_iter().map(Reply::from).collect())
+            }
             Self::Plain(_) if commands.is_empty() => Ok(Vec::new()),
             Self::Plain(requests) => {
                 let (answer, answered) = oneshot::channel();

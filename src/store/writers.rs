@@ -221,7 +221,11 @@ impl Writer {
         metrics.pipeline(batch.len());
         match replies {
             Ok(Ok(values)) if let Some(confirmed) = self.confirmed(shares.len(), &values) => {
-                let demoted = values.iter().any(|value| errors::refusal(value) == Some(Refusal::Demoted));
+                let demoted = |value: &Value| match value {
+                    Value::ServerError(error) => errors::refusal(error) == Some(Refusal::Demoted),
+                    _ => false,
+                };
+                let demoted = values.iter().any(demoted);
                 let answers = shares.iter().zip(values).flat_map(|(count, value)| append_call::answers(value, *count));
                 for (Call { reply, .. }, answer) in batch.into_iter().zip(answers) {
                     let _ = reply.send(Ok(Reply { answer, confirmed }));

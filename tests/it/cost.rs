@@ -118,7 +118,7 @@ fn a_page_asks_for_little_memory() {
     let cost = each(&runtime, async || {
         client.ask(request).await;
     });
-    at_most(cost, (2_150, 225_000));
+    at_most(cost, (102, 165_000));
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_turn_of_a_consumer_asks_for_little_memory() {
         let ack = post("/groups/mailer/ack", &format!(r#"{{"leases":["{lease}"]}}"#));
         client.ask(&ack).await;
     });
-    at_most(cost, (300, 67_000));
+    at_most(cost, (275, 76_000));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,7 +10,7 @@ use std::iter::zip;
 
 use futures::future::{join_all, select_all};
 pub use groups::CopiedGroup;
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Pipeline};
 
 use super::{
     Direction, Store,
@@ -18,6 +18,7 @@ use super::{
     migrations,
     pointers::Pointer,
     read::{PAGE_BYTES, decode},
+    reply::Reply,
     tail::Waiter,
 };
 use crate::{
@@ -266,15 +267,15 @@ fn copy_command(to: &Store, partition: Partition, pointer: &Pointer, event: Opti
     match event {
         Some((event, kept)) => {
             call.arg(event.timestamp_ms).arg(kept.unwrap_or_default()).arg(stream.as_str());
-            call.arg(event.id).arg(event.kind).arg(event.data).arg(event.metadata)
+            call.arg(&*event.id).arg(&*event.kind).arg(&*event.data).arg(&*event.metadata)
         }
         None => call.arg(0).arg("").arg(stream.as_str()).arg("").arg(kind).arg("").arg(""),
     };
     call
 }
 
-fn misses_function(reply: &Value) -> bool {
-    matches!(reply, Value::ServerError(error) if errors::from_reply(error) == Error::FunctionMissing)
+fn misses_function(reply: &Reply) -> bool {
+    reply.error().is_some_and(|error| errors::from_reply(&error) == Error::FunctionMissing)
 }
 
 /// Adds events to a partition of the target. Answers with how many were not there yet.
@@ -286,8 +287,8 @@ async fn add(to: &Store, partition: Partition, commands: &Pipeline, of: &[&Point
     let replies = to.with_functions(partition, ask).await.map_err(CopyError::Target)?;
     let mut added = 0;
     for (reply, pointer) in zip(replies, of) {
-        added += match reply {
-            Value::ServerError(error) => {
+        added += match reply.error() {
+            Some(error) => {
                 let stream = pointer.stream.clone();
                 let version = error.details().and_then(|text| Version::parse(text.trim())).unwrap_or_default();
                 return Err(match error.code() {
@@ -296,7 +297,7 @@ async fn add(to: &Store, partition: Partition, commands: &Pipeline, of: &[&Point
                     _ => CopyError::Target(errors::from_reply(&error)),
                 });
             }
-            reply => decode::<u64>(Some(reply)).map_err(CopyError::Target)?,
+            None => decode::<u64>(Some(reply)).map_err(CopyError::Target)?,
         };
     }
     Ok(added)

@@ -7,12 +7,11 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
 };
 
-use redis::{Pipeline, Value};
+use redis::Pipeline;
 use tokio::sync::oneshot;
 use tracing::Instrument as _;
 
@@ -24,7 +23,10 @@ use super::{
 };
 use crate::{
     model::{Error, GroupName, LeaseToken, Partition, Position, Settled},
-    store::{Store, errors, read::decode},
+    store::{
+        Store, errors,
+        reply::{Parts, Reply},
+    },
     telemetry::traces,
 };
 
@@ -288,15 +290,16 @@ fn tell<T>(replies: impl IntoIterator<Item = oneshot::Sender<Result<T, Error>>>,
     }
 }
 
-fn reply_of(reply: Option<Value>) -> Result<Value, Error> {
-    match reply {
-        Some(Value::ServerError(error)) => Err(errors::from_reply(&error)),
-        reply => Ok(reply.unwrap_or(Value::Nil)),
+fn reply_of(reply: Option<Reply>) -> Result<Reply, Error> {
+    let reply = reply.ok_or_else(|| Error::Corrupt("a reply for each command".to_owned()))?;
+    match reply.error() {
+        Some(error) => Err(errors::from_reply(&error)),
+        None => Ok(reply),
     }
 }
 
 /// Each gets the answers to its own leases.
-fn tell_acked(acks: Vec<Ack>, reply: Result<Value, Error>) {
+fn tell_acked(acks: Vec<Ack>, reply: Result<Reply, Error>) {
     let leases = acks.iter().map(|ack| ack.leases.len()).sum();
     match reply.and_then(|reply| answers(reply, leases)) {
         Ok(answers) => {
@@ -309,12 +312,9 @@ fn tell_acked(acks: Vec<Ack>, reply: Result<Value, Error>) {
     }
 }
 
-/// What the function answers: state, next due time, clock, when the leases end, events of each, events, chores.
-type Reply = (String, u64, u64, u64, Vec<usize>, Vec<String>, Vec<String>);
-
 /// Tells those who get nothing, and answers with what is to be fetched for the others.
-fn hand_over(group: &Group, partition: Partition, takes: Vec<Take>, reply: Result<Value, Error>) -> Vec<Fetch> {
-    match reply.and_then(|reply| parts(group, partition, takes.len(), reply)) {
+fn hand_over(group: &Group, partition: Partition, takes: Vec<Take>, reply: Result<Reply, Error>) -> Vec<Fetch> {
+    match reply.and_then(|reply| parts(group, partition, takes.len(), &reply)) {
         Ok(parts) => {
             let mut fetches = Vec::new();
             for (Take { reply, .. }, handed) in takes.into_iter().zip(parts) {
@@ -333,25 +333,39 @@ fn hand_over(group: &Group, partition: Partition, takes: Vec<Take>, reply: Resul
     }
 }
 
-/// What each of those who asked gets. The chores are left to the first one.
-fn parts(group: &Group, partition: Partition, takes: usize, reply: Value) -> Result<Vec<Handed>, Error> {
-    let (state, due_ms, now_ms, deadline_ms, counts, events, mut chores): Reply = decode(Some(reply))?;
-    if counts.len() != takes || counts.iter().sum::<usize>() * 2 != events.len() {
-        return Err(Error::Corrupt("a part for each one who asked".to_owned()));
+/// What each of those who asked gets. The chores are left to the first one. The function answers: state, next due time,
+/// clock, when the leases end, events of each, events, chores.
+fn parts(group: &Group, partition: Partition, takes: usize, reply: &Reply) -> Result<Vec<Handed>, Error> {
+    let corrupt = || Error::Corrupt("a part for each one who asked".to_owned());
+    let mut parts = reply.parts();
+    let (Some(7), Some(state)) = (parts.list(), parts.text()) else { return Err(corrupt()) };
+    let [due_ms, now_ms, deadline_ms] = [(); 3].map(|()| parts.number().unwrap_or_default());
+    let counts: Vec<usize> = list(&mut parts, |parts| usize::try_from(parts.number()?).ok()).ok_or_else(corrupt)?;
+    if counts.len() != takes || parts.list() != Some(counts.iter().sum::<usize>() * 2) {
+        return Err(corrupt());
     }
-    let more = state == "more" || !chores.is_empty();
-    let paused = state == "paused";
-    let mut events = events.into_iter();
-    let mut parts = Vec::with_capacity(takes);
+    let mut handed = Vec::with_capacity(takes);
     for count in counts {
         let mut leases = Vec::with_capacity(count);
         for _ in 0..count {
-            let (position, text) = (events.next().unwrap_or_default(), events.next().unwrap_or_default());
-            let lease = LeaseToken::new(partition, &group.generation, &position, text);
+            let (position, text) = (parts.text().unwrap_or_default(), parts.text().unwrap_or_default());
+            let lease = LeaseToken::new(partition, &group.generation, position, text.to_owned());
             leases.push(lease.ok_or_else(|| Error::Corrupt(format!("position {position} of a group")))?);
         }
-        let (events, chores) = (Vec::new(), mem::take(&mut chores));
-        parts.push(Handed { more, paused, due_ms, now_ms, deadline_ms, leases, events, chores });
+        let (more, paused, events, chores) = (state == "more", state == "paused", Vec::new(), Vec::new());
+        handed.push(Handed { more, paused, due_ms, now_ms, deadline_ms, leases, events, chores });
     }
-    Ok(parts)
+    let chores = list(&mut parts, |parts| parts.text().map(str::to_owned)).ok_or_else(corrupt)?;
+    if let Some(first) = handed.first_mut().filter(|_| !chores.is_empty()) {
+        first.chores = chores;
+        for handed in &mut handed {
+            handed.more = true;
+        }
+    }
+    Ok(handed)
+}
+
+/// What stands in a list.
+fn list<T>(parts: &mut Parts<'_>, read: impl Fn(&mut Parts<'_>) -> Option<T>) -> Option<Vec<T>> {
+    (0..parts.list()?).map(|_| read(parts)).collect()
 }

@@ -16,7 +16,7 @@ mod wait;
 
 use std::time::Instant;
 
-use redis::{Cmd, Value};
+use redis::Cmd;
 use uuid::Uuid;
 
 pub use next::Next;
@@ -29,7 +29,7 @@ pub use wait::Asked;
 
 use crate::{
     model::{Error, Partition, StreamId},
-    store::Store,
+    store::{Store, reply::Reply},
 };
 
 impl Store {
@@ -57,11 +57,11 @@ impl Store {
     }
 
     /// Calls a function of a group that writes. Each is harmless to repeat: what was done already is found done.
-    async fn call(&self, partition: Partition, command: Cmd) -> Result<Value, Error> {
+    async fn call(&self, partition: Partition, command: Cmd) -> Result<Reply, Error> {
         let mut pipeline = redis::Pipeline::with_capacity(1);
         pipeline.add_command(command);
         let mut replies = self.with_functions(partition, || self.0.connections.read(partition, &pipeline)).await?;
-        Ok(replies.pop().unwrap_or(Value::Nil))
+        replies.pop().ok_or_else(|| Error::Corrupt("a reply for each command".to_owned()))
     }
 
     /// Loads the functions where they are missed, and calls once more.

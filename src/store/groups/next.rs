@@ -2,13 +2,12 @@
 
 use std::{mem, sync::Arc, time::Duration};
 
-use redis::Value;
 use tracing::debug;
 
 use super::{Group, settle::Nack};
 use crate::{
     model::{Delivery, Error, GroupName, LeaseToken, Partition, Position, StreamId, Version},
-    store::{Store, errors, read::entries},
+    store::{Store, errors, read::entries, reply::Reply},
 };
 
 /// Most entries looked at in one call of a function: Redis does nothing else meanwhile.
@@ -43,7 +42,7 @@ pub(super) struct Handed {
     /// The leases, with the delivery's count, and version and stream of the event.
     pub(super) leases: Vec<(LeaseToken, u64, Version, StreamId)>,
     /// The entry of each, as XRANGE replies.
-    pub(super) events: Vec<Value>,
+    pub(super) events: Vec<Reply>,
     /// What the function left to the service.
     pub(super) chores: Vec<String>,
 }
@@ -190,10 +189,10 @@ impl Store {
         let Handed { deadline_ms, leases, events, .. } = handed;
         let (mut deliveries, mut gone) = (Vec::with_capacity(leases.len()), Vec::new());
         for ((lease, delivery_count, _, stream), reply) in leases.into_iter().zip(events) {
-            if let Value::ServerError(error) = &reply {
-                return Err(errors::from_reply(error));
+            if let Some(error) = reply.error() {
+                return Err(errors::from_reply(&error));
             }
-            match entries(&stream, Some(reply))?.pop() {
+            match entries(&stream, Some(&reply))?.pop() {
                 Some(event) => deliveries.push(Delivery { lease, deadline_ms, delivery_count, event }),
                 None => gone.push(lease),
             }

@@ -233,7 +233,7 @@ impl Store {
         let replies = self.0.connections.read(partition, &commands).await?;
         let mut parked = Vec::with_capacity(infos.len());
         for ((position, info), reply) in infos.into_iter().zip(replies) {
-            let event = entries(&info.stream, Some(reply))?.pop();
+            let event = entries(&info.stream, Some(&reply))?.pop();
             let Info { stream, version, delivery_count, parked_ms, reason, error } = info;
             parked.push(Parked {
                 partition,

@@ -6,13 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Pipeline, Value};
+use redis::{Cmd, Pipeline};
 use serde::{Deserialize, Serialize};
 
 use super::{consumers, desk::Desk, random, settled::Floors, wait::Line};
 use crate::{
     model::{Error, GroupName, GroupSettings, Partition, Partitions, Start},
-    store::{Store, read::decode},
+    store::{Store, read::decode, reply::Reply},
 };
 
 /// A group, as the registry says.
@@ -225,7 +225,7 @@ impl Store {
     }
 
     /// Asks the registry one thing.
-    async fn registry(&self, commands: &Pipeline) -> Result<Option<Value>, Error> {
+    async fn registry(&self, commands: &Pipeline) -> Result<Option<Reply>, Error> {
         Ok(self.0.connections.read(Partition::FIRST, commands).await?.pop())
     }
 

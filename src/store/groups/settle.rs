@@ -162,12 +162,11 @@ fn sought() -> Settled {
 }
 
 /// Reads what became of `count` leases: a word for all, or one for each.
-pub(super) fn answers(reply: Value, count: usize) -> Result<Vec<Settled>, Error> {
-    if let Value::Array(_) = reply {
-        let words: Vec<String> = decode(Some(reply))?;
-        return Ok(words.into_iter().map(settled).collect());
+pub(super) fn answers(reply: impl Into<Value>, count: usize) -> Result<Vec<Settled>, Error> {
+    match reply.into() {
+        words @ Value::Array(_) => Ok(decode::<Vec<String>>(Some(words))?.into_iter().map(settled).collect()),
+        word => Ok(vec![settled(decode(Some(word))?); count]),
     }
-    Ok(vec![settled(decode(Some(reply))?); count])
 }
 
 fn settled(word: String) -> Settled {

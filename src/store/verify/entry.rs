@@ -1,12 +1,14 @@
 //! An entry of a stream as it stands there, with whatever is wrong with it.
 
-use redis::Value;
 use serde::de::IgnoredAny;
 
 use super::Lines;
 use crate::{
     model::{Error, EventId, Position, StreamId},
-    store::read::{decode, entry_number},
+    store::{
+        read::{decode, entry_number},
+        reply::Reply,
+    },
 };
 
 /// The fields of an event, in the order in which they are written.
@@ -16,7 +18,7 @@ const FIELDS: [&str; 7] = ["id", "type", "data", "metadata", "timestamp", "versi
 pub(super) type RawEntry = (String, Vec<(Vec<u8>, Vec<u8>)>);
 
 /// Takes apart the reply of XRANGE.
-pub(super) fn raw_entries(reply: Option<Value>) -> Result<Vec<RawEntry>, Error> {
+pub(super) fn raw_entries(reply: Option<Reply>) -> Result<Vec<RawEntry>, Error> {
     let entries: Vec<(String, Vec<Vec<u8>>)> = decode(reply)?;
     let pairs = |fields: Vec<Vec<u8>>| {
         let mut fields = fields.into_iter();

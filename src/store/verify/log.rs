@@ -118,7 +118,7 @@ impl Verifier {
             let Pointer { position, stream, version, kind } = pointer;
             let place = format!("log of partition {}: position {position}", partition.get());
             // What cannot be read is told by the walk through its stream.
-            let found = entries(stream, replies.next()).map(|mut events| events.pop());
+            let found = entries(stream, replies.next().as_ref()).map(|mut events| events.pop());
             let facts: (Option<u64>, Option<String>) = decode(replies.next()).unwrap_or_default();
             if self.partitions.of(stream) != partition {
                 wrong.insert(format!(

@@ -20,9 +20,7 @@ use std::{
     time::Duration,
 };
 
-use redis::Value;
-
-use super::{Connections, Keys, Migrations, StartError, StoreConfig, health, migrations};
+use super::{Connections, Keys, Migrations, StartError, StoreConfig, health, migrations, reply::Reply};
 use crate::model::{Error, Partitions};
 
 /// Most findings and notes that are kept; further ones are counted.
@@ -146,9 +144,6 @@ impl Verifier {
 }
 
 /// What an error reply says; `None` for any other reply.
-fn refusal(reply: Option<&Value>) -> Option<&str> {
-    match reply {
-        Some(Value::ServerError(error)) => Some(error.details().unwrap_or_default()),
-        _ => None,
-    }
+fn refusal(reply: Option<&Reply>) -> Option<String> {
+    Some(reply?.error()?.details().unwrap_or_default().to_owned())
 }

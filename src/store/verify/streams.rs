@@ -239,7 +239,7 @@ impl Verifier {
         }
         for ((form, text), reply) in known.into_iter().zip(self.connections.ask(partition, &commands).await?) {
             let version = Version::parse(text).unwrap_or_default().get();
-            let event = match entries(stream, Some(reply)) {
+            let event = match entries(stream, Some(&reply)) {
                 Ok(mut events) => events.pop(),
                 // Told by the walk through the events.
                 Err(_) => continue,
