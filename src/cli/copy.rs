@@ -34,7 +34,7 @@ pub async fn copy(settings: Copy) -> Result<(), Failure> {
 async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool) -> Result<(), Failure> {
     let progress = Progress::start(Some(copier.left(&copier.ends().await?)));
     let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress };
-    let ended = copying.to_the_end(follow).await;
+    let ended = copying.run(follow).await;
     let so_far = format!("{} events copied, {}", progress.events(), progress.pace());
     drop(progress);
     match ended {
@@ -55,7 +55,7 @@ struct Copying<'a> {
 impl Copying<'_> {
     /// Copies what there is, or where it is to follow, what comes until it is told to end; then the groups, with which it
     /// answers. `None` where it was interrupted before.
-    async fn to_the_end(mut self, follow: bool) -> Result<Option<Vec<CopiedGroup>>, CopyError> {
+    async fn run(mut self, follow: bool) -> Result<Option<Vec<CopiedGroup>>, CopyError> {
         if follow && !self.follow().await? {
             return Ok(None);
         }
