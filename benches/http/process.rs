@@ -42,9 +42,8 @@ impl Server {
         }
         let child = command.spawn().map_err(|error| format!("{name} does not start: {error}"))?;
         let mut server = Self { child, address, folder: None };
-        until(&name.to_string(), || match server.ended() {
-            true => Err(format!("{name} has ended")),
-            false => Ok(TcpStream::connect(address).is_ok()),
+        until(&name.to_string(), || {
+            if server.ended() { Err(format!("{name} has ended")) } else { Ok(TcpStream::connect(address).is_ok()) }
         })?;
         Ok(server)
     }

@@ -32,8 +32,8 @@ async fn copied(to: &TestRedis) -> usize {
 /// That times never go back in the log, and that what begins at a time has all that is not older, and nothing else.
 async fn expect_order_of_time(target: &TestApp) {
     let events = read_all(target, "limit=1000").await.0;
-    if let Some(back) = events.windows(2).find(|pair| time(&pair[0]) > time(&pair[1])) {
-        panic!("{} stands behind {}", back[1], back[0]);
+    for (before, behind) in events.iter().zip(&events[1..]) {
+        assert!(time(before) <= time(behind), "{behind} stands behind {before}");
     }
     for tenth in [1, 4, 7, 9] {
         let time = time(&events[events.len() * tenth / 10]);
