@@ -14,12 +14,16 @@ use std::{
     mem,
 };
 
-use futures::future::{join_all, select_all};
+use futures::future::{join_all, select_all, try_join_all};
 pub use groups::CopiedGroup;
 use redis::Pipeline;
 use tokio::time::sleep;
 
-use self::{merge::Merge, source::Entry, target::Calls};
+use self::{
+    merge::Merge,
+    source::{Entry, Look},
+    target::Calls,
+};
 use super::{Store, errors::StartError, migrations, read::decode, tail::Waiter};
 use crate::{
     model::{Cursor, Error, Fingerprint, Partition, StreamId, Version},
@@ -184,17 +188,7 @@ impl Copier {
     pub async fn step(&mut self) -> Result<Step, CopyError> {
         // What was read comes back when all that was taken of it is copied; else it is read again.
         let mut merge = mem::replace(&mut self.merge, Merge::new(self.from.partitions().count()));
-        let mut read = Vec::new();
-        for (partition, place) in zip(self.from.partitions().all(), &self.cursor.places) {
-            if merge.is_empty(partition.get().into()) {
-                let from = &self.from;
-                read.push(async move { (partition, source::read(from, partition, *place).await) });
-            }
-        }
-        let every = read.len() == self.cursor.places.len();
-        for (partition, page) in join_all(read).await {
-            merge.add(partition.get().into(), page.map_err(CopyError::Source)?);
-        }
+        let every = self.read(&mut merge).await.map_err(CopyError::Source)?;
         let entries: Vec<_> = iter::from_fn(|| merge.next()).take(PIECE).collect();
         if let Some(wait) = merge.wait().filter(|_| entries.is_empty()) {
             sleep(wait).await;
@@ -203,6 +197,18 @@ impl Copier {
         let all = every && merge.is_done();
         self.merge = merge;
         Ok(Step { added, all })
+    }
+
+    /// Reads on where nothing is left of a partition. Answers with whether that is every one.
+    async fn read(&self, merge: &mut Merge<Entry>) -> Result<bool, Error> {
+        let places = zip(self.from.partitions().all(), &self.cursor.places);
+        let empty = places.filter(|(partition, _)| merge.is_empty(partition.get().into()));
+        let looks = try_join_all(empty.map(|(partition, place)| Look::behind(&self.from, partition, *place))).await?;
+        let every = looks.len() == self.cursor.places.len();
+        for look in looks {
+            merge.add(look.partition.get().into(), look.page(&self.from).await?);
+        }
+        Ok(every)
     }
 
     /// Waits until the source may have more.

@@ -26,24 +26,40 @@ pub struct Entry {
     pub kept: Option<Vec<u8>>,
 }
 
-/// Reads what comes behind a place. All partitions together may take as much as a page.
-pub async fn read(from: &Store, partition: Partition, place: Place) -> Result<Page<Entry>, Error> {
-    // Whatever is appended after the look at the log is not older than this.
-    let clock = from.clock(partition).await?;
-    let mut pointers = from.pointers(partition, place, PAGE, Direction::Forward).await?;
-    let whole = pointers.len() < PAGE;
-    let bytes = PAGE_BYTES / usize::from(from.partitions().count());
-    let (events, seen) = from.resolve_within(partition, &pointers, bytes).await?;
-    let end = (whole && seen == pointers.len()).then_some(clock);
-    pointers.truncate(seen);
-    let kept = kept_ids(from, partition, &events).await?;
-    let mut events = zip(events, kept).peekable();
-    let entry = |pointer: Pointer| {
-        let found = events.next_if(|(event, _)| event.position == pointer.position);
-        let (event, kept) = found.map_or((None, None), |(event, kept)| (Some(event), kept));
-        (event.as_ref().map(|event| event.timestamp_ms), Entry { pointer, event, kept })
-    };
-    Ok(Page { entries: pointers.into_iter().map(entry).collect(), end })
+/// What comes behind a place in a partition's log.
+pub struct Look {
+    pub partition: Partition,
+    /// The clock before the log was read: what was appended since is not older.
+    clock: u64,
+    pointers: Vec<Pointer>,
+}
+
+impl Look {
+    /// Reads the log.
+    pub async fn behind(from: &Store, partition: Partition, place: Place) -> Result<Self, Error> {
+        let clock = from.clock(partition).await?;
+        let pointers = from.pointers(partition, place, PAGE, Direction::Forward).await?;
+        Ok(Self { partition, clock, pointers })
+    }
+
+    /// Fetches the events, as far as all partitions together take no more than a page. One partition after another, for
+    /// the size of its events is known from those that came before.
+    pub async fn page(self, from: &Store) -> Result<Page<Entry>, Error> {
+        let Self { partition, clock, mut pointers } = self;
+        let whole = pointers.len() < PAGE;
+        let bytes = PAGE_BYTES / usize::from(from.partitions().count());
+        let (events, seen) = from.resolve_within(partition, &pointers, bytes).await?;
+        let end = (whole && seen == pointers.len()).then_some(clock);
+        pointers.truncate(seen);
+        let kept = kept_ids(from, partition, &events).await?;
+        let mut events = zip(events, kept).peekable();
+        let entry = |pointer: Pointer| {
+            let found = events.next_if(|(event, _)| event.position == pointer.position);
+            let (event, kept) = found.map_or((None, None), |(event, kept)| (Some(event), kept));
+            (event.as_ref().map(|event| event.timestamp_ms), Entry { pointer, event, kept })
+        };
+        Ok(Page { entries: pointers.into_iter().map(entry).collect(), end })
+    }
 }
 
 /// Of each event, the form of its id in the index of its stream where it is kept there.
