@@ -150,8 +150,9 @@ fn serve(program: &Path, data: &TempDir, further: &[String]) -> Server {
         let fixed = ["serve", "--redis-url", &url, "--listen", &address, "--log", "warn"].map(str::to_owned);
         fixed.into_iter().chain(further.iter().cloned()).collect()
     });
+    let server = server.expect("the service starts");
     // It listens before Redis has its functions, and raw calls need them too.
-    until("the service", || is_ready(server.address).unwrap_or_default());
+    until("the service", || Ok(is_ready(server.address).unwrap_or_default())).expect("Redis is there");
     server
 }
 
@@ -192,6 +193,7 @@ impl Bench {
         let against = arguments.against(&data, &[]);
         let this = std::env::current_exe().expect("the program knows where it is");
         let echo = Server::start(&this, |address| vec!["--echo".to_owned(), address.to_string()]);
+        let echo = echo.expect("this program starts");
         let compared = [What::Append, What::Read, What::Groups].into_iter().any(|what| arguments.wants(what));
         let started = (compared && !arguments.no_peers).then(|| Peer::start_all(&arguments, data.path()));
         let (peers, notes) = started.unwrap_or_default();

@@ -23,23 +23,48 @@ mod rows;
 mod streams;
 mod wire;
 
+use std::process::ExitCode;
+
+use tokio::signal::unix::{SignalKind, signal};
+
 use bench::{Arguments, Bench, What};
 use closed::Closed;
 use feeds::Feeds;
 
-fn main() {
+fn main() -> ExitCode {
     let arguments = Arguments::get();
     if let Some(address) = arguments.echo {
-        return echo::serve(address);
+        echo::serve(address);
+        return ExitCode::SUCCESS;
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    // What it has started ends with it, and its folders go, also where it is told to end.
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            () = told_to_end() => ExitCode::FAILURE,
+            () = run(arguments) => ExitCode::SUCCESS,
+        }
+    })
+}
+
+async fn told_to_end() {
+    let signal = |kind| signal(kind).expect("signals can be waited for");
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+async fn run(arguments: Arguments) {
     let bench = Bench::start(arguments.clone());
     let closed = Closed::new(&bench);
-    let rows = runtime.block_on(closed.run(closed.rows()));
+    let rows = closed.run(closed.rows()).await;
     report::print("Closed loop", &rows, arguments.fsync, &bench.notes);
     let mut at_rates = Vec::new();
     if arguments.wants(What::Open) {
-        at_rates = runtime.block_on(open_table::run(&bench, &closed));
+        at_rates = open_table::run(&bench, &closed).await;
         open_table::print(&bench, &at_rates);
     }
     if let Some(file) = &arguments.plot {
@@ -47,12 +72,12 @@ fn main() {
     }
     let bench = bench.without_peers();
     if arguments.wants(What::Growth) {
-        runtime.block_on(growth::run(&arguments));
+        growth::run(&arguments).await;
     }
     if arguments.wants(What::Fsync) {
-        runtime.block_on(group_commit::run(&arguments));
+        group_commit::run(&arguments).await;
     }
     if arguments.wants(What::Feeds) {
-        runtime.block_on(Feeds::start(&bench).run()).print();
+        Feeds::start(&bench).run().await.print();
     }
 }

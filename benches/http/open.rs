@@ -84,9 +84,8 @@ pub fn drive(address: &Address, clients: Vec<Box<dyn Client>>, rate: f64, durati
 fn wait_for(connections: &[Connection], at_most: Duration) -> Vec<usize> {
     let mut polled: Vec<_> = connections.iter().map(|one| PollFd::new(&one.stream, PollFlags::IN)).collect();
     let at_most = Timespec::try_from(at_most).expect("a short time");
-    match poll(&mut polled, Some(&at_most)) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => {}
-        Err(error) => panic!("{error}"),
+    if let Err(error) = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&at_most))) {
+        panic!("{error}");
     }
     polled.iter().enumerate().filter(|(_, one)| !one.revents().is_empty()).map(|(at, _)| at).collect()
 }

@@ -38,6 +38,8 @@ pub async fn run(bench: &Bench, closed: &Closed<'_>) -> Vec<OpenRow> {
     for round in 0..bench.arguments.rounds {
         for row in in_turn(&mut rows, round) {
             let clients = closed.appenders(row.target, 1, CROWD);
+            // A row holds up the whole thread, which may have been told to end meanwhile.
+            tokio::task::yield_now().await;
             row.samples.push(open::drive(&bench.target(row.target).0, clients, row.due, bench.arguments.duration()));
         }
     }

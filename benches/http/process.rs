@@ -11,8 +11,10 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long a process may take to listen, and to end.
+/// How long a process may take to listen.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long it may take to end: a service would wait longer for followers who are there and do not read any more.
+const ENDING: Duration = Duration::from_secs(3);
 /// Of `utime` and `stime`: 100 a second on every Linux, whatever the kernel's own tick (`proc(5)`, USER_HZ).
 const TICK: Duration = Duration::from_millis(10);
 
@@ -26,21 +28,24 @@ pub struct Server {
 
 impl Server {
     /// Starts a program, to which `arguments` says where to listen, and waits until it does.
-    pub fn start(program: &Path, arguments: impl FnOnce(SocketAddr) -> Vec<String>) -> Self {
+    ///
+    /// # Errors
+    /// That it does not, in one line; why, the program has said on standard error.
+    pub fn start(program: &Path, arguments: impl FnOnce(SocketAddr) -> Vec<String>) -> Result<Self, String> {
+        let name = program.display();
         let address = free_address();
         let mut command = Command::new(program);
-        // Settings come from the arguments alone; what does not listen has said why on standard error.
+        // Settings come from the arguments alone.
         command.args(arguments(address)).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
         if let Some(threads) = std::env::var_os("TOKIO_WORKER_THREADS") {
             command.env("TOKIO_WORKER_THREADS", threads);
         }
-        let child = command.spawn().expect("the program can be started");
+        let child = command.spawn().map_err(|error| format!("{name} does not start: {error}"))?;
         let mut server = Self { child, address, folder: None };
-        until(&program.display().to_string(), || {
-            assert!(!server.ended(), "{} does not listen", program.display());
-            TcpStream::connect(address).is_ok()
-        });
-        server
+        until(&name.to_string(), || {
+            if server.ended() { Err(format!("{name} has ended")) } else { Ok(TcpStream::connect(address).is_ok()) }
+        })?;
+        Ok(server)
     }
 
     /// The same, with a folder of its own that goes with it.
@@ -60,7 +65,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + ENDING;
         let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).expect("a child has an id");
         // Not yet reaped, so the id is still that of the child.
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
@@ -74,12 +79,18 @@ impl Drop for Server {
 }
 
 /// Waits until a server is ready.
-pub fn until(name: &str, mut ready: impl FnMut() -> bool) {
+///
+/// # Errors
+/// That it never will be, or is not in time.
+pub fn until(name: &str, mut ready: impl FnMut() -> Result<bool, String>) -> Result<(), String> {
     let until = Instant::now() + PATIENCE;
-    while !ready() {
-        assert!(Instant::now() < until, "{name} does not get ready");
+    while !ready()? {
+        if Instant::now() > until {
+            return Err(format!("{name} does not get ready"));
+        }
         thread::sleep(Duration::from_millis(10));
     }
+    Ok(())
 }
 
 /// A program on PATH, or where system programs are.

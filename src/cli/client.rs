@@ -13,7 +13,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, sleep};
 
 use super::Failure;
-use crate::config::{Credentials, Service};
+use crate::{
+    config::{Credentials, Service},
+    http::Code,
+};
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -290,6 +293,12 @@ impl Answer {
         let text = String::from_utf8_lossy(&self.body);
         let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
         format!("{status}: {}", text.chars().take(EXCERPT_MAX).collect::<String>())
+    }
+
+    /// Whether it is a problem document with this code.
+    #[must_use]
+    pub fn is(&self, code: Code) -> bool {
+        serde_json::from_slice(&self.body).is_ok_and(|problem: Problem| problem.code == code.facts().1)
     }
 
     fn retry_after(&self) -> Duration {

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Copy,
-    store::{CopiedGroup, Copier, CopyError},
+    store::{CopiedGroup, Copier, CopyError, Step},
 };
 
 /// Copies a store into another one, with its consumer groups.
@@ -32,8 +32,9 @@ pub async fn copy(settings: Copy) -> Result<(), Failure> {
 }
 
 async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool) -> Result<(), Failure> {
-    let progress = Progress::start(Some(copier.left().await?));
-    let ended = to_the_end(copier, interrupted, follow, &progress).await;
+    let progress = Progress::start(Some(copier.left(&copier.ends().await?)));
+    let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress };
+    let ended = copying.run(follow).await;
     let so_far = format!("{} events copied, {}", progress.events(), progress.pace());
     drop(progress);
     match ended {
@@ -43,31 +44,50 @@ async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool)
     }
 }
 
-/// Copies all, and what comes where it is to follow; then the groups, with which it answers. `None` where it was interrupted
-/// before.
-async fn to_the_end(
-    copier: &mut Copier,
-    interrupted: &CancellationToken,
-    follow: bool,
-    progress: &Progress,
-) -> Result<Option<Vec<CopiedGroup>>, CopyError> {
-    let before = copier.done();
-    loop {
-        let over = interrupted.is_cancelled();
-        let step = copier.step().await?;
-        progress.add(step.added, copier.done().saturating_sub(before));
-        match step.all {
-            true if over || !follow => break,
-            true => tokio::select! {
-                () = copier.more() => {}
-                () = interrupted.cancelled() => {}
-            },
-            false if over => return Ok(None),
-            false => {}
+struct Copying<'a> {
+    copier: &'a mut Copier,
+    /// What was copied before this run.
+    before: u64,
+    interrupted: &'a CancellationToken,
+    progress: &'a Progress,
+}
+
+impl Copying<'_> {
+    /// Copies what there is, or where it is to follow, what comes until it is told to end; then the groups, with which it
+    /// answers. `None` where it was interrupted before.
+    async fn run(mut self, follow: bool) -> Result<Option<Vec<CopiedGroup>>, CopyError> {
+        if follow && !self.follow().await? {
+            return Ok(None);
         }
+        // Beside writers there is always more.
+        let ends = self.copier.ends().await?;
+        while !self.step().await?.all && self.copier.left(&ends) > 0 {
+            if !follow && self.interrupted.is_cancelled() {
+                return Ok(None);
+            }
+        }
+        self.copier.check().await?;
+        self.copier.copy_groups().await.map(Some)
     }
-    copier.check().await?;
-    copier.copy_groups().await.map(Some)
+
+    /// Copies what comes. Answers with whether it had caught up when it was told to end.
+    async fn follow(&mut self) -> Result<bool, CopyError> {
+        while !self.interrupted.is_cancelled() {
+            if self.step().await?.all {
+                tokio::select! {
+                    () = self.copier.more() => {}
+                    () = self.interrupted.cancelled() => {}
+                }
+            }
+        }
+        Ok(self.copier.has_caught_up())
+    }
+
+    async fn step(&mut self) -> Result<Step, CopyError> {
+        let step = self.copier.step().await?;
+        self.progress.add(step.added, self.copier.done().saturating_sub(self.before));
+        Ok(step)
+    }
 }
 
 fn write(so_far: &str, groups: &[CopiedGroup]) -> io::Result<()> {

@@ -5,10 +5,11 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
 
+use super::durability::parse_level;
 use crate::{
     cli::TailFormat,
     http::{Pattern, Verb},
-    model::parse_rfc3339,
+    model::{Durability, parse_rfc3339},
 };
 
 /// What a client shows, and whom it trusts.
@@ -88,6 +89,11 @@ pub struct Import {
     /// different events
     #[arg(long, default_value = "")]
     pub source: String,
+
+    /// What every event must survive before it counts as appended: memory, fsync, replicated or replicated-fsync; without
+    /// it, what the service demands of every append
+    #[arg(long, value_name = "LEVEL", value_parser = parse_level)]
+    pub durability: Option<Durability>,
 
     /// How long one event is tried again while the service cannot be reached or has no time, in seconds
     #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u32).range(0..=86_400))]

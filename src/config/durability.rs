@@ -34,6 +34,7 @@ impl DurabilityArgs {
     }
 }
 
-fn parse_level(text: &str) -> Result<Durability, String> {
+/// Reads the name of a level.
+pub(super) fn parse_level(text: &str) -> Result<Durability, String> {
     Durability::parse(text).ok_or_else(|| "memory, fsync, replicated or replicated-fsync".to_owned())
 }

@@ -44,6 +44,7 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, AccessFiles, Grant, KeyLine, Pattern, Rights, Verb};
 pub use caller::{Caller, parse_network};
+pub use extract::DURABILITY;
 pub use problem::{Code, Problem, ProblemDocument};
 pub use rates::RateLimit;
 pub use server::{ServerOptions, Tls, serve, serve_admin};

@@ -8,7 +8,7 @@ use crate::{
         Connections, Direction, Keys, StartError, Store,
         pointers::{LOOKED_AT_MAX, Pointer},
         primary::Primary,
-        read::{bytes_of, head},
+        read::head,
     },
 };
 
@@ -94,18 +94,10 @@ impl Store {
         let asked = if filter.is_open() { *limit } else { LOOKED_AT_MAX.max(*limit) };
         let scan = self.scan(partition, place, asked, *limit, *direction, wants).await?;
         let (mut caught_up, mut last) = (scan.caught_up, scan.pointers.last().map(|pointer| pointer.position));
-        let mut events: Vec<Event> = Vec::with_capacity(scan.pointers.len());
-        let mut left = scan.pointers.as_slice();
-        while !left.is_empty() {
-            let piece = self.piece(*bytes, &events).clamp(1, left.len());
-            let (piece, rest) = left.split_at(piece);
-            events.extend(self.resolve(partition, piece).await?);
-            left = rest;
-            if bytes_of(&events) > *bytes && !rest.is_empty() {
-                caught_up = false;
-                last = piece.last().map(|pointer| pointer.position);
-                break;
-            }
+        let (mut events, seen) = self.resolve_within(partition, &scan.pointers, *bytes).await?;
+        if seen < scan.pointers.len() {
+            caught_up = false;
+            last = scan.pointers[..seen].last().map(|pointer| pointer.position);
         }
         // The last entry names the cursor, also where the filter does not want it.
         let print = |position| match events.last() {

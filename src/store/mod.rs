@@ -44,7 +44,7 @@ pub use address::{RedisAddress, RedisSecrets};
 pub use append::Appended;
 pub use checks::{Check, CheckStatus, examine, judge};
 pub use connections::Connections;
-pub use copy::{CopiedGroup, Copier, CopyError, Step};
+pub use copy::{CopiedGroup, Copier, CopyError, Ends, Step};
 pub use durability::{DurabilityConfig, Standing};
 pub use errors::StartError;
 pub use follow::{Batch, LogFollower, StreamFollower};

@@ -6,7 +6,7 @@ use crate::{
     model::{Error, Event, Fingerprint, Partition, Place, Position, StreamId, Version},
     store::{
         Direction, Store,
-        read::{decode, entries, entry_number},
+        read::{bytes_of, decode, entries, entry_number},
         reply::Reply,
     },
 };
@@ -134,7 +134,24 @@ impl Store {
         self.events_of(pointers, &self.0.connections.read(partition, &commands).await?)
     }
 
-    /// The same, and in the same round trip that a mark still stands.
+    /// The same, as far as they fit into so many bytes, roughly, but at least one. Answers also with how many pointers
+    /// those are.
+    pub(super) async fn resolve_within(
+        &self,
+        partition: Partition,
+        pointers: &[Pointer],
+        bytes: usize,
+    ) -> Result<(Vec<Event>, usize), Error> {
+        let (mut events, mut left) = (Vec::with_capacity(pointers.len()), pointers);
+        while !left.is_empty() && bytes_of(&events) <= bytes {
+            let piece;
+            (piece, left) = left.split_at(self.piece(bytes, &events).clamp(1, left.len()));
+            events.extend(self.resolve(partition, piece).await?);
+        }
+        Ok((events, pointers.len() - left.len()))
+    }
+
+    /// Fetches the events that pointers name, and finds out in the same round trip that a mark still stands.
     ///
     /// # Errors
     /// [`Error::HistoryDiverged`] where it does not; or that Redis is not available.

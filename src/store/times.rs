@@ -11,6 +11,15 @@ use crate::{
 };
 
 impl Store {
+    /// The clock of a partition's Redis, in ms since 1970.
+    pub(super) async fn clock(&self, partition: Partition) -> Result<u64, Error> {
+        let mut commands = Pipeline::with_capacity(1);
+        commands.cmd("TIME");
+        let time = self.0.connections.read(partition, &commands).await?.pop();
+        let (seconds, micros): (u64, u64) = decode(time)?;
+        Ok(seconds * 1_000 + micros / 1_000)
+    }
+
     /// The place before the first event stored at or after `time`, in ms since 1970.
     pub(super) async fn before_time(
         &self,

@@ -26,13 +26,13 @@ use crate::{
 /// What writers have appended when a copy beside them is ended.
 const APPENDED: usize = 1_000;
 
-fn copying(from: &str, to: &str, partitions: u16, arguments: &[&str]) -> Child {
+pub fn copying(from: &str, to: &str, partitions: u16, arguments: &[&str]) -> Child {
     let partitions = partitions.to_string();
     let fixed = ["copy", "--from", from, "--to", to, "--partitions", &partitions];
     program(&[&fixed, arguments].concat()).spawn().unwrap()
 }
 
-async fn copy(from: &TestApp, to: &TestRedis, partitions: u16) -> Run {
+pub async fn copy(from: &TestApp, to: &TestRedis, partitions: u16) -> Run {
     finish(copying(&from.redis.url(), &to.url(), partitions, &[])).await
 }
 
@@ -47,7 +47,7 @@ async fn events(app: &TestApp) -> BTreeSet<String> {
 }
 
 /// That a store is sound, and holds what `from` holds.
-async fn expect_copy(from: &TestApp, to: &TestApp) {
+pub async fn expect_copy(from: &TestApp, to: &TestApp) {
     assert_eq!(events(to).await, events(from).await);
     let report = verify(&to.redis, to.store.partitions().count()).await;
     assert_eq!(report.findings, Vec::<String>::new());

@@ -10,7 +10,7 @@ use streamkeep::{
 
 use crate::{
     app::{Answer, TestApp, TestRedis, eventually, free_address},
-    program::{finish, serve},
+    program::{Run, finish, serve, streamkeep},
     proxy::{Fault, Proxy},
     replicas::Nodes,
 };
@@ -290,4 +290,43 @@ async fn what_a_repeat_finds_is_not_confirmed_by_a_replica_that_hangs() {
         nodes.replicas[0].signal("CONT");
         assert_eq!(answer.expect_problem(504, "durability-unconfirmed").json()["applied"], true);
     }
+}
+
+async fn import(app: &TestApp, level: &str) -> Run {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "{\"stream\":\"s-1\",\"type\":\"t\",\"data\":1}\n").unwrap();
+    streamkeep(app, &["import", file.path().to_str().unwrap(), "--durability", level]).await
+}
+
+#[tokio::test]
+async fn an_import_asks_for_a_level() {
+    let redis = TestRedis::start_with(|config| config.append_fsync = Everysec).await;
+    let app = TestApp::start_on(redis, 1).await;
+    let refused = import(&app, "fsync").await;
+    let refused =
+        refused.expect_failure(&["line 1: ", "400 durability-unsupported: ", "does not give fsync", "0 appended"]);
+    assert!(!refused.stderr.contains("Correct the line"), "{refused:?}");
+    import(&app, "memory").await.expect_summary(1, 1, 0);
+    let run = import(&app, "disk").await;
+    assert!(run.code != Some(0) && run.stderr.contains("memory, fsync, replicated or replicated-fsync"), "{run:?}");
+
+    let redis = TestRedis::start_with(|config| config.append_fsync = Always).await;
+    let app = TestApp::start_on(redis, 1).await;
+    import(&app, "fsync").await.expect_summary(1, 1, 0);
+    import(&app, "fsync").await.expect_summary(1, 0, 1);
+}
+
+#[tokio::test]
+async fn an_import_repeats_what_replicas_do_not_confirm() {
+    let nodes = Nodes::start(1, Everysec).await;
+    let app = service(&nodes, floor(Memory)).await;
+    assert_eq!(ask(&app, "replicated").await.expect(201).header(HEADER), "replicated");
+    nodes.replicas[0].signal("STOP");
+    let (run, ()) = tokio::join!(import(&app, "replicated"), async {
+        let unconfirmed = r#"streamkeep_appends_total{outcome="unconfirmed"} 1"#;
+        eventually("it is not confirmed", async || app.get("/metrics").await.text.contains(unconfirmed)).await;
+        nodes.replicas[0].signal("CONT");
+    });
+    run.expect_summary(1, 0, 1);
+    assert_eq!(version(&app).await, "\"2\"", "it is there once");
 }

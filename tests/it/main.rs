@@ -23,6 +23,7 @@ mod cluster_set;
 mod consumers;
 mod container;
 mod copy;
+mod copy_times;
 mod cost;
 mod deploy;
 mod descriptors;

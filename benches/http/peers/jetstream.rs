@@ -29,7 +29,7 @@ pub fn start(wanted: &Wanted) -> Result<Peer, String> {
         let (host, port) = (address.ip().to_string(), address.port().to_string());
         let (store, log) = (store.display().to_string(), log.display().to_string());
         ["-js", "-a", &host, "-p", &port, "-sd", &store, "-l", &log].map(str::to_owned).to_vec()
-    });
+    })?;
     // Before 2.10 there is no setting for it.
     Ok(Peer {
         target: Target::JetStream,

@@ -60,7 +60,7 @@ pub fn start(wanted: &Wanted) -> Result<Peer, String> {
         ];
         let settings = settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]);
         words[1..].iter().cloned().chain(fixed).chain(settings).collect()
-    });
+    })?;
     let (host, port) = (server.address.ip().to_string(), server.address.port().to_string());
     let tool = |program: &Path| {
         let mut command = Command::new(program);
@@ -69,7 +69,7 @@ pub fn start(wanted: &Wanted) -> Result<Peer, String> {
         command.env("PATH", format!("{}:{path}", programs.display()));
         command
     };
-    until("PostgreSQL", || run(tool(&programs.join("pg_isready"))).is_ok());
+    until("PostgreSQL", || Ok(run(tool(&programs.join("pg_isready"))).is_ok()))?;
     let mut install = tool(Path::new("bash"));
     install.arg(scripts.join("install.sh"));
     run(install)?;

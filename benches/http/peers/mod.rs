@@ -49,7 +49,7 @@ impl Peer {
                     lines.push(format!("{}: {}", peer.target.name(), peer.level));
                     peers.push(peer);
                 }
-                Err(why) => lines.push(format!("left out: {why}")),
+                Err(why) => lines.push(format!("left out: {}", why.lines().next().unwrap_or_default())),
             }
         }
         (peers, lines)

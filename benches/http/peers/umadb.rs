@@ -19,7 +19,7 @@ pub fn start(wanted: &Wanted) -> Result<Peer, String> {
     let server = Server::start(&program, |address| {
         let (address, folder) = (address.to_string(), folder.display().to_string());
         ["--listen", &address, "--db-path", &folder].map(str::to_owned).to_vec()
-    });
+    })?;
     Ok(Peer { target: Target::UmaDb, server, level: "on disk; it has no other way".to_owned() })
 }
 

@@ -34,7 +34,7 @@ pub fn start(wanted: &Wanted) -> Result<Peer, String> {
         });
         fs::write(&file, settings.to_string()).expect("the temporary folder takes files");
         vec![file.display().to_string()]
-    });
+    })?;
     Ok(Peer { target: Target::Webdis, server, level: "the same function on the same Redis".to_owned() })
 }
 

@@ -55,6 +55,7 @@ pub async fn import(settings: Import) -> Result<(), Failure> {
     cancel_on_signal(interrupted.clone())?;
     let shared = Arc::new(Shared {
         client,
+        durability: settings.durability,
         stop: interrupted.child_token(),
         progress: Progress::start(source.bytes_all),
         appended: AtomicU64::new(0),

@@ -26,7 +26,8 @@ use crate::{
         ndjson::Line,
         progress::Progress,
     },
-    model::{EventId, StreamId},
+    http::{Code, DURABILITY},
+    model::{Durability, EventId, StreamId},
 };
 
 /// An event on its way to the service.
@@ -47,6 +48,8 @@ pub struct Job {
 pub struct Shared {
     /// Where the service is.
     pub client: Client,
+    /// What an event must survive before it counts as appended, where that is asked for.
+    pub durability: Option<Durability>,
     /// Told when no further event is to be appended.
     pub stop: CancellationToken,
     /// How far it is.
@@ -127,6 +130,9 @@ async fn append(shared: &Shared, job: &Job) -> Result<bool, Stopped> {
     let number = job.number;
     let mut request = Request::new(Method::POST, shared.client.address(&format!("/streams/{}/events", job.stream)));
     request.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(level) = shared.durability {
+        request.headers_mut().insert(DURABILITY, HeaderValue::from_static(level.as_str()));
+    }
     *request.body_mut() = Some(job.body.clone().into());
     let stopped = |problem: String| Stopped { number, problem, line_is_wrong: false };
     let answer = shared.client.send(request).await.map_err(|failure| stopped(failure.to_string()))?;
@@ -147,6 +153,6 @@ fn refused(number: u64, answer: &Answer) -> Stopped {
             | StatusCode::GONE
             | StatusCode::PAYLOAD_TOO_LARGE
             | StatusCode::UNPROCESSABLE_ENTITY
-    );
+    ) && !answer.is(Code::DurabilityUnsupported);
     Stopped { number, problem: format!("the service refused the event with {}", answer.problem()), line_is_wrong }
 }

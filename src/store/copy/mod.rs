@@ -1,32 +1,36 @@
 //! Copying a store into another one, of whatever layout, while it takes writes.
 //!
-//! The logs of the source are read in order, and each event is added to its stream with the version and the time that it
-//! has there, by a function that finds what is there already: a copy may break off anywhere, and is run again. The target
-//! says how far it is.
+//! The logs of the source are read as one, in the order of time, and each event is added to its stream with the version and
+//! the time that it has there, by a function that finds what is there already: a copy may break off anywhere, and is run
+//! again. The target says how far it is.
 
 mod groups;
+mod merge;
+mod source;
+mod target;
 
-use std::iter::zip;
-
-use futures::future::{join_all, select_all};
-pub use groups::CopiedGroup;
-use redis::{Cmd, Pipeline};
-
-use super::{
-    Direction, Store,
-    errors::{self, StartError},
-    migrations,
-    pointers::Pointer,
-    read::{PAGE_BYTES, decode},
-    reply::Reply,
-    tail::Waiter,
+use std::{
+    iter::{self, zip},
+    mem,
 };
+
+use futures::future::{join_all, select_all, try_join_all};
+pub use groups::CopiedGroup;
+use redis::Pipeline;
+use tokio::time::sleep;
+
+use self::{
+    merge::Merge,
+    source::{Entry, Look},
+    target::Calls,
+};
+use super::{Store, errors::StartError, migrations, read::decode, tail::Waiter};
 use crate::{
-    model::{Cursor, Error, Event, EventId, Fingerprint, Partition, StreamId, Version},
+    model::{Cursor, Error, Fingerprint, Partition, StreamId, Version},
     store::StoreConfig,
 };
 
-/// Log entries read at once.
+/// Most log entries copied at once.
 const PIECE: usize = 500;
 
 /// Why a copy stopped.
@@ -85,6 +89,8 @@ pub struct Copier {
     to: Store,
     /// How far the logs of the source are copied.
     cursor: Cursor,
+    /// What was read behind that.
+    merge: Merge<Entry>,
     waiters: Vec<Waiter>,
 }
 
@@ -93,9 +99,13 @@ pub struct Copier {
 pub struct Step {
     /// How many events were not in the target yet.
     pub added: u64,
-    /// Whether that was all that the source has.
+    /// Whether each partition of the source was read to its end in this step, and all of it copied.
     pub all: bool,
 }
+
+/// Where the logs of the source end, one position for each partition.
+#[derive(Debug)]
+pub struct Ends(Vec<u64>);
 
 impl Copier {
     /// Opens both stores, the target where it is none yet with the layout of its configuration; and finds out where a copy
@@ -110,23 +120,40 @@ impl Copier {
         let from = Store::open(from).await.map_err(CopyError::SourceStart)?;
         let to = Store::open(to).await.map_err(CopyError::TargetStart)?;
         let waiters = partitions.all().map(|partition| from.0.tails[usize::from(partition.get())].waiter()).collect();
-        let mut opened = Self { from, to, cursor: Cursor::beginning(partitions), waiters };
+        let merge = Merge::new(partitions.count());
+        let mut opened = Self { from, to, cursor: Cursor::beginning(partitions), merge, waiters };
         opened.find_place().await?;
         Ok(opened)
     }
 
-    /// How many events the source has that are not yet copied, about.
+    /// Where the logs of the source end now.
     ///
     /// # Errors
     /// The source does not answer.
-    pub async fn left(&self) -> Result<u64, CopyError> {
-        Ok(entries(&self.from).await.map_err(CopyError::Source)?.saturating_sub(self.done()))
+    pub async fn ends(&self) -> Result<Ends, CopyError> {
+        heads(&self.from).await.map(Ends).map_err(CopyError::Source)
+    }
+
+    /// How many entries before these ends are not yet copied.
+    #[must_use]
+    pub fn left(&self, Ends(ends): &Ends) -> u64 {
+        zip(ends, self.places()).map(|(end, place)| end.saturating_sub(place)).sum()
     }
 
     /// Entries of the source's logs that were copied, now and before.
     #[must_use]
     pub fn done(&self) -> u64 {
-        self.cursor.places.iter().flatten().map(|(position, _)| position.get()).sum()
+        self.places().sum()
+    }
+
+    /// Whether all that the source had when it was last looked at was read.
+    #[must_use]
+    pub fn has_caught_up(&self) -> bool {
+        self.merge.is_at_end()
+    }
+
+    fn places(&self) -> impl Iterator<Item = u64> {
+        self.cursor.places.iter().map(|place| place.map_or(0, |(position, _)| position.get()))
     }
 
     async fn find_place(&mut self) -> Result<(), CopyError> {
@@ -134,7 +161,7 @@ impl Copier {
         commands.cmd("GET").arg(self.to.0.keys.copied());
         let token = self.to.0.connections.read(Partition::FIRST, &commands).await.map_err(CopyError::Target)?.pop();
         let token: Option<String> = decode(token).map_err(CopyError::Target)?;
-        let there = entries(&self.to).await.map_err(CopyError::Target)?;
+        let there = self.there().await?;
         let Some(token) = token else {
             return if there == 0 { self.save().await } else { Err(CopyError::NotEmpty) };
         };
@@ -153,28 +180,35 @@ impl Copier {
         Ok(())
     }
 
-    /// Copies what comes next of each partition.
+    /// Copies what comes next in the order of time. What the source's clocks have not passed yet waits for them, about a second
+    /// at most: something that goes before it may still come.
     ///
     /// # Errors
     /// [`CopyError`]. What was copied stays, and is found when the copy is run again.
     pub async fn step(&mut self) -> Result<Step, CopyError> {
-        let mut step = Step { added: 0, all: true };
-        for partition in self.from.partitions().all() {
-            let place = self.cursor.places[usize::from(partition.get())];
-            let pointers = self.from.pointers(partition, place, PIECE, Direction::Forward).await;
-            let pointers = pointers.map_err(CopyError::Source)?;
-            step.all &= pointers.len() < PIECE;
-            let mut left = pointers.as_slice();
-            while !left.is_empty() {
-                let (piece, rest) = left.split_at(self.from.piece(PAGE_BYTES, &[]).clamp(1, left.len()));
-                step.added += self.copy(partition, piece).await?;
-                left = rest;
-            }
-            if !pointers.is_empty() {
-                self.save().await?;
-            }
+        // What was read comes back when all that was taken of it is copied; else it is read again.
+        let mut merge = mem::replace(&mut self.merge, Merge::new(self.from.partitions().count()));
+        let every = self.read(&mut merge).await.map_err(CopyError::Source)?;
+        let entries: Vec<_> = iter::from_fn(|| merge.next()).take(PIECE).collect();
+        if let Some(wait) = merge.wait().filter(|_| entries.is_empty()) {
+            sleep(wait).await;
         }
-        Ok(step)
+        let added = self.copy(entries).await?;
+        let all = every && merge.is_done();
+        self.merge = merge;
+        Ok(Step { added, all })
+    }
+
+    /// Reads on where nothing is left of a partition. Answers with whether that is every one.
+    async fn read(&self, merge: &mut Merge<Entry>) -> Result<bool, Error> {
+        let places = zip(self.from.partitions().all(), &self.cursor.places);
+        let empty = places.filter(|(partition, _)| merge.is_empty(partition.get().into()));
+        let looks = try_join_all(empty.map(|(partition, place)| Look::behind(&self.from, partition, *place))).await?;
+        let every = looks.len() == self.cursor.places.len();
+        for look in looks {
+            merge.add(look.partition.get().into(), look.page(&self.from).await?);
+        }
+        Ok(every)
     }
 
     /// Waits until the source may have more.
@@ -187,7 +221,7 @@ impl Copier {
     /// # Errors
     /// [`CopyError::Further`]. Where it lost some, in a failover perhaps, running the copy again brings them.
     pub async fn check(&self) -> Result<(), CopyError> {
-        let (there, done) = (entries(&self.to).await.map_err(CopyError::Target)?, self.done());
+        let (there, done) = (self.there().await?, self.done());
         match there.checked_sub(done) {
             Some(0) => Ok(()),
             Some(further) => Err(CopyError::Further(further)),
@@ -198,29 +232,29 @@ impl Copier {
         }
     }
 
-    /// Copies what these entries of a log of the source name.
-    async fn copy(&mut self, partition: Partition, pointers: &[Pointer]) -> Result<u64, CopyError> {
-        let events = self.from.resolve(partition, pointers).await.map_err(CopyError::Source)?;
-        let kept = kept_ids(&self.from, partition, &events).await.map_err(CopyError::Source)?;
-        let count = self.to.partitions().count();
-        let mut calls: Vec<(Pipeline, Vec<&Pointer>)> = (0..count).map(|_| Default::default()).collect();
-        let mut events = zip(events, kept).peekable();
-        let mut print = Fingerprint::REMOVED;
-        for pointer in pointers {
-            let event = events.next_if(|(event, _)| event.position == pointer.position);
-            print = event.as_ref().map_or(Fingerprint::REMOVED, |(event, _)| Fingerprint::of(&event.id));
-            let to = self.to.partition(&pointer.stream);
-            let (commands, of) = &mut calls[usize::from(to.get())];
-            commands.add_command(copy_command(&self.to, to, pointer, event));
-            of.push(pointer);
+    /// Copies these entries, each of a partition of the source. In a log of the target they have this order.
+    async fn copy(&mut self, entries: Vec<(usize, Entry)>) -> Result<u64, CopyError> {
+        if entries.is_empty() {
+            return Ok(0);
         }
-        let sent = zip(self.to.partitions().all(), &calls).filter(|(_, (_, of))| !of.is_empty());
-        let added = join_all(sent.map(|(to, (commands, of))| add(&self.to, to, commands, of))).await;
-        let added = added.into_iter().sum::<Result<u64, CopyError>>()?;
-        if let Some(last) = pointers.last() {
-            self.cursor.pass(partition, Some((last.position, print)));
+        let mut cursor = self.cursor.clone();
+        let mut calls: Vec<Calls> = self.to.partitions().all().map(|_| Calls::default()).collect();
+        for (from, entry) in entries {
+            let print = entry.event.as_ref().map_or(Fingerprint::REMOVED, |event| Fingerprint::of(&event.id));
+            cursor.places[from] = Some((entry.pointer.position, print));
+            let to = self.to.partition(&entry.pointer.stream);
+            calls[usize::from(to.get())].add(&self.to, to, entry);
         }
+        let sent = zip(self.to.partitions().all(), &calls).map(|(to, calls)| calls.send(&self.to, to));
+        let added = join_all(sent).await.into_iter().sum::<Result<u64, CopyError>>()?;
+        self.cursor = cursor;
+        self.save().await?;
         Ok(added)
+    }
+
+    /// How many entries the target's logs ever had.
+    async fn there(&self) -> Result<u64, CopyError> {
+        Ok(heads(&self.to).await.map_err(CopyError::Target)?.iter().sum())
     }
 
     /// Keeps in the target how far it is. All before is there.
@@ -231,74 +265,11 @@ impl Copier {
     }
 }
 
-/// How many entries the logs of a store ever had.
-async fn entries(store: &Store) -> Result<u64, Error> {
-    let mut entries = 0;
+/// The last positions of a store's logs.
+async fn heads(store: &Store) -> Result<Vec<u64>, Error> {
+    let mut heads = Vec::new();
     for partition in store.partitions().all() {
-        entries += store.source_head(partition, None).await?;
+        heads.push(store.source_head(partition, None).await?);
     }
-    Ok(entries)
-}
-
-/// Of each event, the form of its id in the index of its stream where it is kept there.
-async fn kept_ids(from: &Store, partition: Partition, events: &[Event]) -> Result<Vec<Option<Vec<u8>>>, Error> {
-    if events.is_empty() {
-        return Ok(Vec::new());
-    }
-    let forms: Vec<_> = events.iter().map(|event| EventId::parse(&event.id).map(|id| id.index_key())).collect();
-    let mut commands = Pipeline::with_capacity(events.len());
-    for (event, form) in zip(events, &forms) {
-        commands.cmd("HGET").arg(from.0.keys.ids(partition, &event.stream)).arg(form.as_deref().unwrap_or_default());
-    }
-    let replies = from.0.connections.read(partition, &commands).await?;
-    let kept = zip(zip(events, forms), replies).map(|((event, form), reply)| {
-        let version: Option<u64> = decode(Some(reply))?;
-        Ok(form.filter(|_| version == Some(event.version.get())))
-    });
-    kept.collect()
-}
-
-fn copy_command(to: &Store, partition: Partition, pointer: &Pointer, event: Option<(Event, Option<Vec<u8>>)>) -> Cmd {
-    let Pointer { stream, version, kind, .. } = pointer;
-    let keys = &to.0.keys;
-    let mut call = redis::cmd("FCALL");
-    call.arg(to.0.library.function("es_copy")).arg(3).arg(keys.events(partition, stream)).arg(keys.log(partition));
-    call.arg(keys.ids(partition, stream)).arg(version.get());
-    match event {
-        Some((event, kept)) => {
-            call.arg(event.timestamp_ms).arg(kept.unwrap_or_default()).arg(stream.as_str());
-            call.arg(&*event.id).arg(&*event.kind).arg(&*event.data).arg(&*event.metadata)
-        }
-        None => call.arg(0).arg("").arg(stream.as_str()).arg("").arg(kind).arg("").arg(""),
-    };
-    call
-}
-
-fn misses_function(reply: &Reply) -> bool {
-    reply.error().is_some_and(|error| errors::from_reply(&error) == Error::FunctionMissing)
-}
-
-/// Adds events to a partition of the target. Answers with how many were not there yet.
-async fn add(to: &Store, partition: Partition, commands: &Pipeline, of: &[&Pointer]) -> Result<u64, CopyError> {
-    let ask = || async {
-        let replies = to.0.connections.ask(partition, commands).await?;
-        if replies.iter().any(misses_function) { Err(Error::FunctionMissing) } else { Ok(replies) }
-    };
-    let replies = to.with_functions(partition, ask).await.map_err(CopyError::Target)?;
-    let mut added = 0;
-    for (reply, pointer) in zip(replies, of) {
-        added += match reply.error() {
-            Some(error) => {
-                let stream = pointer.stream.clone();
-                let version = error.details().and_then(|text| Version::parse(text.trim())).unwrap_or_default();
-                return Err(match error.code() {
-                    "OTHEREVENT" => CopyError::OtherEvent { stream, version },
-                    "GAP" => CopyError::Gap { stream, version },
-                    _ => CopyError::Target(errors::from_reply(&error)),
-                });
-            }
-            None => decode::<u64>(Some(reply)).map_err(CopyError::Target)?,
-        };
-    }
-    Ok(added)
+    Ok(heads)
 }
