@@ -279,4 +279,40 @@ mod tests {
         assert_eq!(to("3999 ::1:6381").as_deref(), Some("::1:6381"));
         assert_eq!((to("3999"), to("3999 a:b"), to("")), (None, None, None));
     }
+    #[test]
+    fn epochs_are_read_whatever_else_stands_there() {
+        let nodes = "\
+            07c3 127.0.0.1:30004@31004,one.example,shard-id=ab slave e7d1 0 1426238317239 4 connected\n\
+            67ed :6379@16379 master - 0 1426238316232 12 connected 0-92 94 [93-<-292f]\n\
+            292f :0@0 master,noaddr - 1426238316232 1426238316232 7 disconnected\n\
+            e7d1 ::1@0 myself,master,fail? - 0 0 1 connected 5461-10922 [93->-67ed]\n\
+            \n";
+        assert_eq!(epochs(nodes), HashMap::from([("07c3", 4), ("67ed", 12), ("292f", 7), ("e7d1", 1)]));
+    }
+
+    #[test]
+    fn a_server_says_who_has_which_slots() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let node = |host, port, id| Value::Array(vec![host, Value::Int(port), text(id), Value::Array(Vec::new())]);
+        let share = |from, to, nodes: Vec<Value>| [vec![Value::Int(from), Value::Int(to)], nodes].concat();
+        let slots = vec![
+            share(0, 9, vec![node(text("one.example"), 1, "one"), node(text("10.0.0.9"), 9, "nine")]),
+            // What was asked, and another one beside it where clients are to use the host that they know.
+            share(10, 19, vec![node(Value::Nil, 2, "two"), node(text(""), 3, "three")]),
+            share(20, 29, vec![node(text("?"), 4, "four")]),
+        ];
+        let epochs = HashMap::from([("one", 7), ("two", 3)]);
+        let asked = ConnectionAddr::Tcp("asked".to_owned(), 1);
+        let view = view(&address("redis+cluster://a"), &asked, &epochs, slots).expect("it can be read");
+        let claim = |slots, owner: &str, port, epoch| Claim {
+            slots,
+            owner: ConnectionAddr::Tcp(owner.to_owned(), port),
+            epoch,
+            moved: false,
+        };
+        let claims = [claim(0..=9, "one.example", 1, 7), claim(10..=19, "asked", 2, 3)];
+        assert!(view.is_like(&View::new(&claims, Vec::new())), "{view:?}");
+        let servers: Vec<_> = view.servers().iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["10.0.0.9:9", "asked:2", "asked:3", "one.example:1"]);
+    }
 }
