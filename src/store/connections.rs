@@ -21,7 +21,8 @@ use crate::{
         metrics::{StoreMetrics, operation},
         primary::{Change, Primary, Usage},
         reply::Reply,
-        topology::{self, View},
+        topology,
+        view::View,
     },
     telemetry::traces,
 };
@@ -56,6 +57,12 @@ struct Table {
     /// Of each partition, its place among them.
     partitions: Vec<usize>,
     view: View,
+}
+
+impl Table {
+    fn has(&self, addr: &ConnectionAddr) -> bool {
+        self.primaries.iter().any(|primary| primary.addr == *addr)
+    }
 }
 
 /// The pauses of one call that is repeated.
@@ -94,7 +101,7 @@ impl Connections {
         let append_function = library.function("es_append");
         let usage = Usage { timeout, append_function, writers, queued_max, durability, metrics, doubted, unseen };
         let slots = partitions.all().map(|partition| (partition, topology::slot(&keys.log(partition)))).collect();
-        let view = topology::look(address, &[], timeout).await?;
+        let said = topology::look(address, &[], timeout).await?;
         let empty = Table { primaries: Vec::new(), partitions: Vec::new(), view: View::default() };
         let inner = Inner {
             address: address.clone(),
@@ -104,7 +111,7 @@ impl Connections {
             usage,
             watch: OnceLock::new(),
         };
-        inner.take(view)?;
+        inner.take(|before| Some(before.after(&said, Instant::now())))?;
         let inner = Arc::new(inner);
         if !matches!(address.set, Set::Single(_)) {
             let listeners = topology::listen(address, &inner.usage.doubted);
@@ -283,7 +290,7 @@ impl Connections {
     pub(super) fn moved(&self, partition: Partition, to: &str, by: &ConnectionAddr) {
         let (_, slot) = self.0.slots[usize::from(partition.get())];
         match topology::moved_to(&self.0.address, to, by) {
-            Some(addr) => self.0.moved(slot, addr),
+            Some(to) => self.0.moved(slot, by, &to),
             None => warn!(to, "Redis points to nowhere"),
         }
         self.0.usage.doubted.notify_one();
@@ -299,23 +306,22 @@ fn operation_of(commands: &Pipeline) -> &'static str {
 }
 
 impl Inner {
-    fn moved(&self, slot: u16, addr: ConnectionAddr) {
-        let view = self.table.load().view.moved(slot, addr);
-        if let Err(error) = self.take(view) {
+    fn moved(&self, slot: u16, by: &ConnectionAddr, to: &ConnectionAddr) {
+        if let Err(error) = self.take(|before| before.moved(slot, by, to.clone())) {
             warn!(%error, "cannot use the server that has a partition now");
         }
     }
 
-    /// Makes the table anew. Servers that were primaries before stay as they are, with their connections; those that are
-    /// none any more are retired. `true` if it is another one now.
-    fn take(&self, view: View) -> Result<bool, StartError> {
+    /// Makes the table anew, by what is believed after what was believed before; `None` is nothing new. Servers that were
+    /// primaries before stay as they are, with their connections; those that are none any more are retired. `true` if the
+    /// owners are others now.
+    fn take(&self, view: impl FnOnce(&View) -> Option<View>) -> Result<bool, StartError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.table.load_full();
-        if before.view == view {
-            return Ok(false);
-        }
-        let mut primaries = Vec::with_capacity(view.primaries.len());
-        for (addr, _) in &view.primaries {
+        let Some(view) = view(&before.view) else { return Ok(false) };
+        let addrs = view.primaries();
+        let mut primaries = Vec::with_capacity(addrs.len());
+        for addr in &addrs {
             primaries.push(match before.primaries.iter().find(|primary| primary.addr == *addr) {
                 Some(known) => Arc::clone(known),
                 None => {
@@ -326,14 +332,18 @@ impl Inner {
                 }
             });
         }
-        let partitions: Vec<usize> = self.slots.iter().map(|(_, slot)| view.place_of(*slot)).collect();
+        // Where nobody has a slot, the first one will say so.
+        let place = |owner| addrs.iter().position(|addr| addr == owner);
+        let place_of = |slot| view.owner(slot).and_then(place).unwrap_or(0);
+        let partitions = self.slots.iter().map(|(_, slot)| place_of(*slot)).collect();
+        let changed = !view.is_like(&before.view);
         let table = Arc::new(Table { primaries, partitions, view });
         self.table.store(Arc::clone(&table));
         self.tell(&before, &table);
-        for gone in before.primaries.iter().filter(|known| !table.view.has(&known.addr)) {
+        for gone in before.primaries.iter().filter(|known| !table.has(&known.addr)) {
             gone.retire();
         }
-        Ok(true)
+        Ok(changed)
     }
 
     /// Says, where it was not the beginning, which primaries are new, and counts those that took over from one that is
@@ -342,11 +352,11 @@ impl Inner {
         if before.primaries.is_empty() {
             return;
         }
-        for (place, primary) in now.primaries.iter().enumerate().filter(|(_, new)| !before.view.has(&new.addr)) {
+        for (place, primary) in now.primaries.iter().enumerate().filter(|(_, new)| !before.has(&new.addr)) {
             let name = primary.name();
             let moved = now.partitions.iter().zip(&before.partitions).filter(|(at, _)| **at == place);
             let mut from = moved.map(|(_, at)| &before.primaries[*at]);
-            match from.find(|old| !now.view.has(&old.addr)) {
+            match from.find(|old| !now.has(&old.addr)) {
                 Some(old) => {
                     self.usage.metrics.failover(&name);
                     warn!(primary = name, instead_of = old.name(), "another server is primary now: a failover");
@@ -364,11 +374,6 @@ impl Inner {
             Set::Cluster(_) => Change::May { retired: CancellationToken::new(), silent: false },
         }
     }
-
-    fn known(&self) -> Vec<ConnectionAddr> {
-        let table = self.table.load();
-        table.view.primaries.iter().map(|(addr, _)| addr).chain(&table.view.others).cloned().collect()
-    }
 }
 
 /// Asks who is primary now and then, and at once when a call had no answer or somebody told of a failover.
@@ -377,13 +382,18 @@ async fn watch(inner: Weak<Inner>, doubted: Arc<Notify>, _listeners: JoinSet<()>
     loop {
         let asked = tokio::time::timeout(LOOK, doubted.notified()).await.is_ok();
         let Some(inner) = inner.upgrade() else { return };
-        let looked = topology::look(&inner.address, &inner.known(), inner.usage.timeout).await;
-        let changed = looked.and_then(|view| inner.take(view)).unwrap_or_else(|error| {
+        let known = inner.table.load().view.servers();
+        let looked = topology::look(&inner.address, &known, inner.usage.timeout).await;
+        let taken = looked.and_then(|said| inner.take(|before| Some(before.after(&said, Instant::now()))));
+        let changed = taken.unwrap_or_else(|error| {
             if pause == LOOK_PAUSE_MAX {
                 warn!(%error, "cannot find out who is primary");
             }
             false
         });
+        if !inner.table.load().view.is_confirmed() {
+            doubted.notify_one();
+        }
         drop(inner);
         // Until another one is primary calls go on failing: no need to ask each time.
         pause = if asked && !changed { (2 * pause).min(LOOK_PAUSE_MAX) } else { LOOK_PAUSE };

@@ -86,7 +86,9 @@ pub(super) async fn config(redis: &mut impl ConnectionLike, name: &str) -> Optio
 pub(super) async fn check_version(primary: &Primary) -> Result<(), StartError> {
     let mut redis = primary.exclusive().await?;
     let info: InfoDict = redis::cmd("INFO").arg("server").query_async(&mut redis).await?;
-    if info.get::<String>("redis_mode").as_deref() == Some("cluster") && !primary.server.is_of_cluster() {
+    // Redis' name of the field, and Valkey's.
+    let mode = ["redis_mode", "server_mode"].into_iter().find_map(|field| info.get::<String>(field));
+    if mode.as_deref() == Some("cluster") && !primary.server.is_of_cluster() {
         return Err(StartError::OfCluster(primary.name()));
     }
     let version: String = info.get("redis_version").unwrap_or_default();

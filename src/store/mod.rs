@@ -32,6 +32,7 @@ mod tail;
 mod times;
 mod topology;
 mod verify;
+mod view;
 mod wire;
 mod writers;
 

@@ -9,6 +9,7 @@ use super::{
     Check, Connections, StoreConfig,
     address::{RedisAddress, Set},
     health, topology,
+    view::SLOTS,
 };
 
 /// How long a sentinel may take to answer.
@@ -60,7 +61,7 @@ async fn examine_cluster(connections: &Connections) -> Vec<Check> {
         let says = |field: &str| info.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         let (state, assigned) = (says("cluster_state").unwrap_or(""), says("cluster_slots_assigned").unwrap_or(""));
         let failing = says("cluster_slots_fail").unwrap_or("");
-        if state != "ok" || assigned != topology::SLOTS.to_string() || failing != "0" {
+        if state != "ok" || assigned != SLOTS.to_string() || failing != "0" {
             checks.push(Check::warn(
                 name,
                 format!("{} says state {state}, {assigned} slots assigned, {failing} failing", primary.name()),

@@ -1,89 +1,40 @@
 //! Which server is the primary of what: always the same one, the one that sentinels name, or as the slots of a cluster lie.
 
-use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crc::{CRC_16_XMODEM, Crc};
-use futures::{
-    StreamExt as _,
-    future::{join_all, select_ok},
-};
+use futures::{StreamExt as _, future::join_all, stream};
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
 };
 
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
 
 use crate::store::{
     StartError,
     address::{RedisAddress, Set},
     primary::connection_config,
+    view::{Claim, SLOTS, View},
 };
 
-/// Slots of a cluster.
-pub(super) const SLOTS: u16 = 16_384;
 /// How long one server may take to say what it knows: others know it too.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How many servers are asked at a time; the first answer does.
+/// How many servers of a cluster are asked at the same time, and heard at most.
 const ASKED: usize = 3;
+/// How long others are heard after the first has answered. Time enough for one that is well, and next to the pauses between
+/// looks no wait for one that is dead.
+const HEARD: Duration = Duration::from_millis(100);
 
-/// Which server is the primary of which slots, as somebody said.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct View {
-    /// Each primary with its slots.
-    pub primaries: Vec<(ConnectionAddr, Slots)>,
-    /// Who else may be asked.
-    pub others: Vec<ConnectionAddr>,
-}
-
-/// Ranges of slots.
-type Slots = Vec<RangeInclusive<u16>>;
-
-impl View {
-    /// One primary of everything.
-    fn of_one(addr: ConnectionAddr) -> Self {
-        Self { primaries: vec![(addr, vec![0..=SLOTS - 1])], others: Vec::new() }
-    }
-
-    /// Whether a server is a primary.
-    pub(super) fn has(&self, addr: &ConnectionAddr) -> bool {
-        self.primaries.iter().any(|(primary, _)| primary == addr)
-    }
-
-    /// The place of the primary that has a slot. Where nobody has it, the first one will say so.
-    pub(super) fn place_of(&self, slot: u16) -> usize {
-        self.primaries.iter().position(|(_, slots)| slots.iter().any(|range| range.contains(&slot))).unwrap_or(0)
-    }
-
-    /// The same, but that this server has the slot.
-    pub(super) fn moved(&self, slot: u16, to: ConnectionAddr) -> Self {
-        let mut view = self.clone();
-        for (_, slots) in &mut view.primaries {
-            let without = |range: RangeInclusive<u16>| {
-                let (from, to) = range.into_inner();
-                let before = (slot > from).then(|| from..=to.min(slot.saturating_sub(1)));
-                let behind = (slot < to).then(|| from.max(slot.saturating_add(1))..=to);
-                [before, behind].into_iter().flatten()
-            };
-            *slots = std::mem::take(slots).into_iter().flat_map(without).collect();
-        }
-        match view.primaries.iter_mut().find(|(primary, _)| *primary == to) {
-            Some((_, slots)) => slots.push(slot..=slot),
-            None => view.primaries.push((to, vec![slot..=slot])),
-        }
-        view.primaries.retain(|(_, slots)| !slots.is_empty());
-        view
-    }
-}
-
-/// Asks who is primary. `known` are servers of a cluster that there were lately.
+/// Asks who is primary, and gives what each says that answers, one at least. `known` are servers of a cluster that there
+/// were lately.
 pub(super) async fn look(
     address: &RedisAddress,
     known: &[ConnectionAddr],
     timeout: Duration,
-) -> Result<View, StartError> {
+) -> Result<Vec<View>, StartError> {
     let timeout = timeout.min(ANSWER);
     match &address.set {
-        Set::Single(addr) => Ok(View::of_one(addr.clone())),
+        Set::Single(addr) => Ok(vec![View::of_one(addr.clone())]),
         Set::Sentinel { sentinels, name } => {
             let asks = sentinels.iter().map(|sentinel| ask_sentinel(address, sentinel, name, timeout));
             let answers = join_all(asks).await;
@@ -93,22 +44,35 @@ pub(super) async fn look(
                 return Err(no_primary(address, answers.into_iter().find_map(Result::err)));
             };
             check_role(address, addr, timeout).await?;
-            Ok(View::of_one(addr.clone()))
+            Ok(vec![View::of_one(addr.clone())])
         }
         Set::Cluster(seeds) => {
-            let mut nodes: Vec<_> = known.iter().chain(seeds).collect();
+            let others = seeds.iter().filter(|seed| !known.contains(seed));
+            let mut nodes: Vec<_> = known.iter().chain(others).cloned().collect();
             fastrand::shuffle(&mut nodes);
-            let mut said = None;
-            for nodes in nodes.chunks(ASKED) {
-                let asks = nodes.iter().map(|node| Box::pin(ask_node(address, node, timeout)));
-                match select_ok(asks).await {
-                    Ok((view, _)) => return Ok(view),
-                    Err(error) => said = Some(error),
-                }
-            }
-            Err(no_primary(address, said))
+            ask_cluster(address, nodes, timeout).await
         }
     }
+}
+
+/// What some servers of a cluster say. One would do, but it may be one that was away.
+async fn ask_cluster(
+    address: &RedisAddress,
+    nodes: Vec<ConnectionAddr>,
+    timeout: Duration,
+) -> Result<Vec<View>, StartError> {
+    let asks = nodes.into_iter().map(|node| ask_node(address, node, timeout));
+    let mut answers = stream::iter(asks).buffer_unordered(ASKED);
+    let mut said = None;
+    let first = loop {
+        match answers.next().await {
+            Some(Ok(view)) => break view,
+            Some(Err(error)) => said = Some(error),
+            None => return Err(no_primary(address, said)),
+        }
+    };
+    let others = answers.filter_map(async |answer| answer.ok()).take(ASKED - 1).take_until(sleep(HEARD));
+    Ok(stream::iter([first]).chain(others).collect().await)
 }
 
 /// Nobody says who is primary; `said` is what one of them said instead.
@@ -126,7 +90,7 @@ pub(super) fn listen(address: &RedisAddress, doubted: &Arc<Notify>) -> JoinSet<(
             listeners.spawn(async move {
                 loop {
                     let _ = listen_to(info.clone(), &doubted).await;
-                    tokio::time::sleep(ANSWER.mul_f64(0.5 + fastrand::f64())).await;
+                    sleep(ANSWER.mul_f64(0.5 + fastrand::f64())).await;
                 }
             });
         }
@@ -217,13 +181,16 @@ pub(super) fn is_primary(reply: Option<impl Into<Value>>) -> RedisResult<bool> {
 }
 
 /// How the slots lie, as one server of a cluster knows.
-async fn ask_node(address: &RedisAddress, node: &ConnectionAddr, timeout: Duration) -> Result<View, StartError> {
-    let mut connection = connect(address.server(node), timeout).await?;
-    let mut commands = Pipeline::with_capacity(2);
+async fn ask_node(address: &RedisAddress, node: ConnectionAddr, timeout: Duration) -> Result<View, StartError> {
+    let mut connection = connect(address.server(&node), timeout).await?;
+    let mut commands = Pipeline::with_capacity(3);
+    // Only NODES tells epochs, and only SLOTS addresses as clients are to use them. In this order: should something change
+    // in between, an owner's epoch is too low, which a later look mends.
+    commands.cmd("CLUSTER").arg("NODES");
     commands.cmd("CLUSTER").arg("SLOTS");
     commands.cmd("CLUSTER").arg("INFO");
-    let (slots, info): (Vec<Vec<Value>>, String) = commands.query_async(&mut connection).await?;
-    let view = view(address, node, slots)?;
+    let (nodes, slots, info): (String, Vec<Vec<Value>>, String) = commands.query_async(&mut connection).await?;
+    let view = view(address, &node, &epochs(&nodes), slots)?;
     // One that was cut off from the others says so, and one that is new.
     if info.contains("cluster_state:ok") {
         return Ok(view);
@@ -231,42 +198,48 @@ async fn ask_node(address: &RedisAddress, node: &ConnectionAddr, timeout: Durati
     Err(StartError::NoPrimary { of: node.to_string(), said: "it does not say cluster_state:ok".to_owned() })
 }
 
+/// `CLUSTER NODES`: a line a server, with its id first, and its config epoch as the seventh word.
+fn epochs(nodes: &str) -> HashMap<&str, u64> {
+    let epochs = nodes.lines().map(|line| {
+        let mut words = line.split(' ');
+        Some((words.next()?, words.nth(5)?.parse().ok()?))
+    });
+    epochs.flatten().collect()
+}
+
 /// `CLUSTER SLOTS`: first and last slot, the primary, its replicas.
-fn view(address: &RedisAddress, asked: &ConnectionAddr, slots: Vec<Vec<Value>>) -> RedisResult<View> {
-    let (mut primaries, mut others) = (Vec::<(ConnectionAddr, Vec<_>)>::new(), Vec::new());
+fn view(
+    address: &RedisAddress,
+    asked: &ConnectionAddr,
+    epochs: &HashMap<&str, u64>,
+    slots: Vec<Vec<Value>>,
+) -> RedisResult<View> {
+    let (mut claims, mut others) = (Vec::new(), Vec::new());
     for share in slots {
         let mut share = share.into_iter();
         let mut number = || u16::from_redis_value(share.next().unwrap_or(Value::Nil));
-        let range = number()?..=number()?;
+        let slots = number()?..=number()?;
         let mut nodes = share.filter_map(|node| server(address, asked, node));
-        let Some(primary) = nodes.next() else { continue };
-        match primaries.iter_mut().find(|(known, _)| *known == primary) {
-            Some((_, ranges)) => ranges.push(range),
-            None => primaries.push((primary, vec![range])),
-        }
-        others.extend(nodes);
+        let Some((owner, id)) = nodes.next() else { continue };
+        claims.push(Claim { slots, owner, epoch: epochs.get(&*id).copied().unwrap_or(0), moved: false });
+        others.extend(nodes.map(|(replica, _)| replica));
     }
-    // In an order of its own, so that the same from two servers is the same.
-    primaries.sort_by_key(|(addr, _)| addr.to_string());
-    for (_, slots) in &mut primaries {
-        slots.sort_by_key(|range: &RangeInclusive<u16>| *range.start());
-    }
-    others.sort_by_key(ToString::to_string);
-    others.dedup();
-    Ok(View { primaries, others })
+    Ok(View::new(&claims, others))
 }
 
-/// Host, or none where it is the one that was asked, and port; what follows is of no use here.
-fn server(address: &RedisAddress, asked: &ConnectionAddr, node: Value) -> Option<ConnectionAddr> {
+/// Where a server is, and its id. `None` where it is not known where.
+fn server(address: &RedisAddress, asked: &ConnectionAddr, node: Value) -> Option<(ConnectionAddr, String)> {
     let Value::Array(node) = node else { return None };
     let mut parts = node.into_iter();
     let host: Option<String> = redis::from_redis_value(parts.next()?).ok()?;
     let port: u16 = redis::from_redis_value(parts.next()?).ok()?;
-    match host.as_deref() {
-        Some("?") => None,
-        None | Some("") => Some(address.at(host_of(asked)?, port)),
-        Some(host) => Some(address.at(host, port)),
-    }
+    let id: String = redis::from_redis_value(parts.next()?).ok()?;
+    let host = match host.as_deref() {
+        Some("?") => return None,
+        None | Some("") => host_of(asked)?,
+        Some(host) => host,
+    };
+    Some((address.at(host, port), id))
 }
 
 #[cfg(test)]
@@ -298,25 +271,6 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_was_moved_is_with_its_new_primary() {
-        let at = |port| ConnectionAddr::Tcp("a".to_owned(), port);
-        let view = View { primaries: vec![(at(1), vec![0..=9, 20..=20]), (at(2), vec![10..=19])], others: Vec::new() };
-        let moved = view.moved(5, at(2)).moved(20, at(3)).moved(0, at(2)).moved(19, at(1));
-        let slots = |place: usize| {
-            let mut slots: Vec<u16> = moved.primaries[place].1.iter().cloned().flatten().collect();
-            slots.sort_unstable();
-            slots
-        };
-        assert_eq!(slots(0), [1, 2, 3, 4, 6, 7, 8, 9, 19]);
-        assert_eq!(slots(1), [0, 5, 10, 11, 12, 13, 14, 15, 16, 17, 18]);
-        assert_eq!((slots(2), moved.primaries.len()), (vec![20], 3));
-        let places = [5, 20, 1, 100].map(|slot| moved.place_of(slot));
-        assert_eq!(places, [1, 2, 0, 0]);
-        let all = (10..=19).fold(view, |view, slot| view.moved(slot, at(1)));
-        assert_eq!(all.primaries.len(), 1, "one without slots is no primary");
-    }
-
-    #[test]
     fn moved_points_somewhere() {
         let by = ConnectionAddr::Tcp("a".to_owned(), 1);
         let to = |details| moved_to(&address("redis+cluster://a"), details, &by).map(|addr| addr.to_string());
@@ -324,5 +278,41 @@ mod tests {
         assert_eq!(to("3999 :6381").as_deref(), Some("a:6381"));
         assert_eq!(to("3999 ::1:6381").as_deref(), Some("::1:6381"));
         assert_eq!((to("3999"), to("3999 a:b"), to("")), (None, None, None));
+    }
+    #[test]
+    fn epochs_are_read_whatever_else_stands_there() {
+        let nodes = "\
+            07c3 127.0.0.1:30004@31004,one.example,shard-id=ab slave e7d1 0 1426238317239 4 connected\n\
+            67ed :6379@16379 master - 0 1426238316232 12 connected 0-92 94 [93-<-292f]\n\
+            292f :0@0 master,noaddr - 1426238316232 1426238316232 7 disconnected\n\
+            e7d1 ::1@0 myself,master,fail? - 0 0 1 connected 5461-10922 [93->-67ed]\n\
+            \n";
+        assert_eq!(epochs(nodes), HashMap::from([("07c3", 4), ("67ed", 12), ("292f", 7), ("e7d1", 1)]));
+    }
+
+    #[test]
+    fn a_server_says_who_has_which_slots() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let node = |host, port, id| Value::Array(vec![host, Value::Int(port), text(id), Value::Array(Vec::new())]);
+        let share = |from, to, nodes: Vec<Value>| [vec![Value::Int(from), Value::Int(to)], nodes].concat();
+        let slots = vec![
+            share(0, 9, vec![node(text("one.example"), 1, "one"), node(text("10.0.0.9"), 9, "nine")]),
+            // What was asked, and another one beside it where clients are to use the host that they know.
+            share(10, 19, vec![node(Value::Nil, 2, "two"), node(text(""), 3, "three")]),
+            share(20, 29, vec![node(text("?"), 4, "four")]),
+        ];
+        let epochs = HashMap::from([("one", 7), ("two", 3)]);
+        let asked = ConnectionAddr::Tcp("asked".to_owned(), 1);
+        let view = view(&address("redis+cluster://a"), &asked, &epochs, slots).expect("it can be read");
+        let claim = |slots, owner: &str, port, epoch| Claim {
+            slots,
+            owner: ConnectionAddr::Tcp(owner.to_owned(), port),
+            epoch,
+            moved: false,
+        };
+        let claims = [claim(0..=9, "one.example", 1, 7), claim(10..=19, "asked", 2, 3)];
+        assert!(view.is_like(&View::new(&claims, Vec::new())), "{view:?}");
+        let servers: Vec<_> = view.servers().iter().map(ToString::to_string).collect();
+        assert_eq!(servers, ["10.0.0.9:9", "asked:2", "asked:3", "one.example:1"]);
     }
 }

@@ -6,8 +6,9 @@ use serde_json::json;
 use streamkeep::store::{CheckStatus, Store, Verifier, examine};
 
 use crate::{
-    app::{TestApp, eventually},
+    app::{TestApp, TestRedis, eventually},
     cluster_set::{Cluster, stream_in},
+    deploy::access_rule,
     feed::Feed,
     groups::{TestGroup, names},
     log::read_all,
@@ -190,5 +191,23 @@ async fn functions_that_are_missing_on_one_primary_are_loaded_there() {
         for stream in &streams {
             assert_eq!(app.append(stream, ONE).await.expect(201).json()["version"], round);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_of_a_cluster_needs_no_more_than_the_page_says() {
+    let cluster = Cluster::start(3, false).await;
+    let (rule, besides) = access_rule();
+    for server in &cluster.servers {
+        server.ask::<()>(&format!("{rule} {besides}")).await;
+    }
+    let url = cluster.url().replace("://", "://streamkeep:secret@");
+    let app = TestApp::start_on(TestRedis::of_set(&url), PARTITIONS).await;
+    for partition in 0..PARTITIONS {
+        app.append(&stream_in(&app, partition), ONE).await.expect(201);
+    }
+    assert_eq!(log(&app).await, usize::from(PARTITIONS));
+    for server in &cluster.servers {
+        assert_eq!(server.ask::<Vec<redis::Value>>("ACL LOG").await, [], "nothing was refused");
     }
 }

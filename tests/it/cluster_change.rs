@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use redis::Cmd;
+use redis::{Cmd, InfoDict};
 use streamkeep::{model::Durability, store::DurabilityConfig};
 use tokio::time::timeout;
 
@@ -166,4 +166,58 @@ async fn a_slot_that_moves_there_and_back_loses_nothing() {
     assert_eq!(failovers(&app).await, 0, "a slot that moves is no failover");
     let (violations, _) = outcome(&cluster, &load, &app).await;
     assert_eq!(violations, []);
+}
+
+/// An old primary that comes back tells of the cluster as it was, and takes writes, until it hears of the others. Here it
+/// hears of none, and is the only one that answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_primary_that_comes_back_is_not_believed() {
+    let mut cluster = Cluster::start(3, true).await;
+    let durability = DurabilityConfig { floor: Some(Durability::Memory), ..DurabilityConfig::default() };
+    let app = TestApp::start_with(cluster.redis(), PARTITIONS, |config| {
+        config.store.durability = durability;
+        config.store.timeout = Duration::from_millis(500);
+    })
+    .await;
+    // The address of the service names it, so it will be asked.
+    let (old, new) = (0, cluster.replica_of(0));
+    let partition = cluster.partitions_of(old, PARTITIONS).await[0];
+    let stream = stream_in(&app, partition);
+    app.append(&stream, ONE).await.expect(201);
+    let length = format!("XLEN {{{partition}}}:log");
+    let keys: u64 = cluster.servers[old].ask("DBSIZE").await;
+    eventually("it is replicated", async || cluster.servers[new].ask::<u64>("DBSIZE").await == keys).await;
+    cluster.servers[old].kill().await;
+    cluster.servers[new].ask::<()>("CLUSTER FAILOVER TAKEOVER").await;
+    eventually("the new one is found", async || app.append(&stream, ONE).await.status == 201).await;
+
+    for (_, other) in cluster.servers.iter().enumerate().filter(|(place, _)| *place != old) {
+        other.signal("STOP");
+    }
+    // It is not to notice that it is alone.
+    cluster.servers[old].set("cluster-node-timeout", "60000");
+    cluster.servers[old].run().await;
+    let old = &cluster.servers[old];
+    let says_ok = async || old.ask::<String>("CLUSTER INFO").await.contains("cluster_state:ok");
+    eventually("it takes writes", says_ok).await;
+    assert_eq!(old.ask::<u64>(&length).await, 1, "it has missed what came later");
+    let asked = async || {
+        let counts: InfoDict = old.ask("INFO commandstats").await;
+        let counts: String = counts.get("cmdstat_cluster|slots").unwrap_or_default();
+        counts.strip_prefix("calls=").map_or(0, |calls| calls.split(',').next().unwrap().parse::<u64>().unwrap())
+    };
+    let enough = asked().await + 3;
+    eventually("the service asks it", async || {
+        let status = app.append(&stream, ONE).await.status;
+        assert!(status == 503 || status == 504, "{status}");
+        asked().await >= enough
+    })
+    .await;
+    assert_eq!(old.ask::<u64>(&length).await, 1);
+
+    for server in &cluster.servers {
+        server.signal("CONT");
+    }
+    eventually("the new one is back", async || app.append(&stream, ONE).await.status == 201).await;
+    eventually("the old one follows", async || old.info("role").await == "slave").await;
 }

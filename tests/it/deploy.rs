@@ -69,15 +69,21 @@ fn the_unit_of_systemd_is_understood() {
     assert!(!unit.contains("PrivateTmp=yes") || unit.contains("Environment=TMPDIR=/run/"), "{unit}");
 }
 
+/// The access list of the page, and what it says is needed in a cluster besides.
+pub fn access_rule() -> (String, String) {
+    let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
+    let rule = page.lines().map(str::trim).find(|line| line.starts_with("ACL SETUSER ")).unwrap();
+    let besides = page.split("in a cluster `").nth(1).unwrap().split('`').next().unwrap();
+    (rule.to_owned(), besides.to_owned())
+}
+
 /// With the access list of the page the service does all that it does.
 #[tokio::test]
 async fn a_user_of_redis_needs_no_more_than_the_page_says() {
     let redis = TestRedis::start().await;
     let mut admin = redis.connection().await;
-    let page = fs::read_to_string(root().join("docs/operations.md")).unwrap();
-    let rule = page.lines().map(str::trim).find(|line| line.starts_with("ACL SETUSER ")).unwrap();
     let mut command = redis::Cmd::new();
-    command.arg(rule.split(' ').collect::<Vec<_>>());
+    command.arg(access_rule().0.split(' ').collect::<Vec<_>>());
     let _: () = command.query_async(&mut admin).await.unwrap();
     let socket = redis.data.path().join("redis.sock");
     let address = format!("redis+unix://{}?user=streamkeep&pass=secret", socket.display());

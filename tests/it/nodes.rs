@@ -70,6 +70,11 @@ impl Node {
         node
     }
 
+    /// Gives it a setting for when it is started the next time.
+    pub fn set(&mut self, name: &str, value: &str) {
+        self.program.extend([format!("--{name}"), value.to_owned()]);
+    }
+
     /// Starts it, again where it was killed.
     pub async fn run(&mut self) {
         let mut command = tokio::process::Command::new("sh");
