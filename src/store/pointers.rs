@@ -59,9 +59,7 @@ fn log_entries(reply: Option<&Reply>) -> Result<Vec<Pointer>, Error> {
     let mut parts = reply.map(Reply::parts).ok_or_else(corrupt)?;
     let count = parts.list().ok_or_else(corrupt)?;
     let mut next = || {
-        let (Some(2), Some(id), Some(fields)) = (parts.list(), parts.text(), parts.list()) else {
-            return Err(corrupt());
-        };
+        let (id, fields) = parts.entry().ok_or_else(corrupt)?;
         pointer(id, (0..fields).map_while(|_| parts.text()))
     };
     (0..count).map(|_| next()).collect()

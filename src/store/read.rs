@@ -227,7 +227,7 @@ pub(super) fn entries(stream: &StreamId, reply: Option<&Reply>) -> Result<Vec<Ev
 
 fn event(stream: &StreamId, parts: &mut Parts<'_>) -> Result<Event, Error> {
     let corrupt = || Error::Corrupt(format!("an entry of stream {stream} is none of ours"));
-    let (Some(2), Some(id), Some(fields)) = (parts.list(), parts.text(), parts.list()) else { return Err(corrupt()) };
+    let (id, fields) = parts.entry().ok_or_else(corrupt)?;
     let number = entry_number(id).and_then(Version::new);
     let version = number.ok_or_else(|| Error::Corrupt(format!("entry id {id} of stream {stream}")))?;
     let [mut event_id, mut kind, mut data, mut metadata] = [const { None }; 4];

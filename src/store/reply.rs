@@ -88,6 +88,11 @@ impl<'a> Parts<'a> {
         usize::try_from(number).ok()
     }
 
+    /// An entry of a stream: its id, and how many parts follow, which are names and values in turns.
+    pub(super) fn entry(&mut self) -> Option<(&'a str, usize)> {
+        if self.list()? == 2 { Some((self.text()?, self.list()?)) } else { None }
+    }
+
     /// A number.
     pub(super) fn number(&mut self) -> Option<u64> {
         let Head { kind: b':', number, length } = self.head()? else { return None };
