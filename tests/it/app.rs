@@ -158,11 +158,7 @@ impl TestRedis {
     pub async fn calls(&self) -> BTreeMap<String, u64> {
         let mut redis = self.connection().await;
         let text: String = redis::cmd("INFO").arg("commandstats").query_async(&mut redis).await.unwrap();
-        let count = |line: &str| {
-            let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-            Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
-        };
-        text.lines().filter_map(count).collect()
+        calls_in(&text)
     }
 
     /// The same for one command.
@@ -183,6 +179,15 @@ impl TestRedis {
         let status = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(status.success());
     }
+}
+
+/// How often each command was called, as `INFO commandstats` says.
+pub fn calls_in(commandstats: &str) -> BTreeMap<String, u64> {
+    let count = |line: &str| {
+        let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+        Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
+    };
+    commandstats.lines().filter_map(count).collect()
 }
 
 /// What a test may set.

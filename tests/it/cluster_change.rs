@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use redis::{Cmd, InfoDict};
+use redis::Cmd;
 use streamkeep::{model::Durability, store::DurabilityConfig};
 use tokio::time::timeout;
 
 use crate::{
-    app::{TestApp, eventually},
+    app::{TestApp, calls_in, eventually},
     checker::{Violation, check},
     cluster_set::{Cluster, stream_in},
     end::read_end_of,
@@ -202,9 +202,8 @@ async fn an_old_primary_that_comes_back_is_not_believed() {
     eventually("it takes writes", says_ok).await;
     assert_eq!(old.ask::<u64>(&length).await, 1, "it has missed what came later");
     let asked = async || {
-        let counts: InfoDict = old.ask("INFO commandstats").await;
-        let counts: String = counts.get("cmdstat_cluster|slots").unwrap_or_default();
-        counts.strip_prefix("calls=").map_or(0, |calls| calls.split(',').next().unwrap().parse::<u64>().unwrap())
+        let calls = calls_in(&old.ask::<String>("INFO commandstats").await);
+        calls.get("cluster|slots").copied().unwrap_or_default()
     };
     let enough = asked().await + 3;
     eventually("the service asks it", async || {

@@ -150,15 +150,7 @@ test_app! {
         target.post("/groups/even/resume", &[], "").await.expect(200);
         for (name, settled, wanted) in [("plain", &settled[0], &all), ("ordered", &settled[1], &all), ("even", &settled[2], &evens)] {
             let group = TestGroup::at(&target, name);
-            let mut came = BTreeSet::new();
-            loop {
-                let taken = group.next("limit=100").await;
-                if taken.is_empty() {
-                    break;
-                }
-                group.ack(&taken).await.expect(200);
-                came.extend(names(&taken));
-            }
+            let came = group.drain().await;
             let open: BTreeSet<_> = wanted.difference(settled).cloned().collect();
             assert!(came.is_superset(&open), "{name}: {:?} does not come", open.difference(&came));
             assert!(came.is_subset(wanted), "{name}: {came:?}");

@@ -9,7 +9,7 @@ use crate::{
     app::{TestApp, TestRedis, eventually},
     copy::{copy, copying, expect_copy},
     feed::{Feed, name},
-    groups::{TestGroup, append, names},
+    groups::{TestGroup, append},
     load::Load,
     log::read_all,
     program::{finish, signal},
@@ -41,15 +41,7 @@ async fn expect_order_of_time(target: &TestApp) {
         let read = Feed::open(target, &format!("/events?from_time={time}"), None).await.until_caught_up().await;
         assert_eq!(read.iter().map(name).collect::<BTreeSet<_>>(), since, "from {time}");
         let group = TestGroup::create(target, &format!("since-{tenth}"), json!({ "start": time })).await;
-        let mut came = BTreeSet::new();
-        loop {
-            let taken = group.next("limit=100").await;
-            if taken.is_empty() {
-                break;
-            }
-            group.ack(&taken).await.expect(200);
-            came.extend(names(&taken));
-        }
+        let came = group.drain().await;
         assert_eq!(came, since, "a group from {time}");
     }
 }

@@ -1,5 +1,7 @@
 //! What the tests of consumer groups share: a client of one group.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::app::{Answer, TestApp};
@@ -74,6 +76,19 @@ impl<'a> TestGroup<'a> {
 
     pub async fn post(&self, what: &str, body: Value) -> Answer {
         self.app.post(&format!("{}/{what}", self.path), &[], &body.to_string()).await
+    }
+
+    /// Takes and acks until nothing comes any more. Answers with the names of what came.
+    pub async fn drain(&self) -> BTreeSet<String> {
+        let mut came = BTreeSet::new();
+        loop {
+            let taken = self.next("limit=100").await;
+            if taken.is_empty() {
+                return came;
+            }
+            self.ack(&taken).await.expect(200);
+            came.extend(names(&taken));
+        }
     }
 
     pub async fn ack(&self, taken: &[Taken]) -> Answer {
