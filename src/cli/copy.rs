@@ -33,7 +33,7 @@ pub async fn copy(settings: Copy) -> Result<(), Failure> {
 
 async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool) -> Result<(), Failure> {
     let progress = Progress::start(Some(copier.left(&copier.ends().await?)));
-    let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress };
+    let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress, caught_up: false };
     let ended = copying.run(follow).await;
     let so_far = format!("{} events copied, {}", progress.events(), progress.pace());
     drop(progress);
@@ -50,6 +50,8 @@ struct Copying<'a> {
     before: u64,
     interrupted: &'a CancellationToken,
     progress: &'a Progress,
+    /// Whether it was where the source ended. Beside writers it is behind again at once, which is no reason not to end.
+    caught_up: bool,
 }
 
 impl Copying<'_> {
@@ -70,17 +72,27 @@ impl Copying<'_> {
         self.copier.copy_groups().await.map(Some)
     }
 
-    /// Copies what comes. Answers with whether it had caught up when it was told to end.
+    /// Copies what comes. Answers with whether it had caught up before it was told to end.
     async fn follow(&mut self) -> Result<bool, CopyError> {
         while !self.interrupted.is_cancelled() {
-            if self.step().await?.all {
+            let all = self.step().await?.all;
+            self.look_whether_caught_up();
+            if all {
                 tokio::select! {
                     () = self.copier.more() => {}
                     () = self.interrupted.cancelled() => {}
                 }
             }
         }
-        Ok(self.copier.has_caught_up())
+        Ok(self.caught_up)
+    }
+
+    /// Says so when it has: that is when the source's instances can be stopped.
+    fn look_whether_caught_up(&mut self) {
+        if !self.caught_up && self.copier.has_caught_up() {
+            self.caught_up = true;
+            self.progress.say("caught up: what comes is copied too, until this is interrupted");
+        }
     }
 
     async fn step(&mut self) -> Result<Step, CopyError> {

@@ -77,6 +77,15 @@ impl Progress {
         self.counts.bytes.fetch_max(bytes, Ordering::Relaxed);
     }
 
+    /// Writes a line, above the bar where there is one.
+    pub fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            // As above.
+            None => drop(writeln!(io::stderr(), "{line}")),
+        }
+    }
+
     /// How many events were counted.
     #[must_use]
     pub fn events(&self) -> u64 {

@@ -8,7 +8,10 @@ use streamkeep::{
     model::StreamId,
     store::{Copier, Keys, StoreConfig},
 };
-use tokio::process::Child;
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Child,
+};
 
 use crate::{
     app::{TestApp, TestRedis, eventually},
@@ -34,6 +37,12 @@ pub fn copying(from: &str, to: &str, partitions: u16, arguments: &[&str]) -> Chi
 
 pub async fn copy(from: &TestApp, to: &TestRedis, partitions: u16) -> Run {
     finish(copying(&from.redis.url(), &to.url(), partitions, &[])).await
+}
+
+/// Waits until a copy that follows says that it has caught up.
+pub async fn caught_up(follows: &mut Child) {
+    let mut lines = BufReader::new(follows.stderr.as_mut().unwrap()).lines();
+    while !lines.next_line().await.unwrap().expect("it ended before").starts_with("caught up") {}
 }
 
 /// All events, without their places in the log.
@@ -63,10 +72,11 @@ test_app! {
         let (to, partitions) = (TestRedis::start().await, other_layout(&app));
         let load = Load::new(8, vec![app.url.clone()]);
         let writers = load.start();
-        let follows = copying(&app.redis.url(), &to.url(), partitions, &["--follow"]);
+        let mut follows = copying(&app.redis.url(), &to.url(), partitions, &["--follow"]);
         eventually("events are appended", async || load.recorder.acked() >= APPENDED).await;
         load.stop.cancel();
         writers.join_all().await;
+        caught_up(&mut follows).await;
         signal(&follows, Signal::INT);
         finish(follows).await.expect_success();
         let target = TestApp::start_on(to, partitions).await;
@@ -80,6 +90,23 @@ test_app! {
         assert_eq!((&again["version"], &again["duplicate"]), (&first["version"], &json!(true)));
         append(&target, "more-1", "t", 1).await;
         assert_eq!(target.get("/streams/more-1").await.expect(200).json()["version"], 2);
+    }
+}
+
+test_app! {
+    async fn a_copy_that_has_caught_up_ends_beside_writers(app) {
+        let (to, partitions) = (TestRedis::start().await, other_layout(&app));
+        TestGroup::create(&app, "g", json!({})).await;
+        let mut follows = copying(&app.redis.url(), &to.url(), partitions, &["--follow"]);
+        caught_up(&mut follows).await;
+        let load = Load::new(8, vec![app.url.clone()]);
+        let writers = load.start();
+        eventually("events are appended", async || load.recorder.acked() >= APPENDED).await;
+        signal(&follows, Signal::INT);
+        let run = finish(follows).await.expect_success();
+        assert!(run.stdout.starts_with("group g: "), "{run:?}");
+        load.stop.cancel();
+        writers.join_all().await;
     }
 }
 

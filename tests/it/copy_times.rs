@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     app::{TestApp, TestRedis, eventually},
-    copy::{copy, copying, expect_copy},
+    copy::{caught_up, copy, copying, expect_copy},
     feed::{Feed, name},
     groups::{TestGroup, append},
     load::Load,
@@ -56,10 +56,11 @@ async fn partitions_become_one_in_the_order_of_time() {
     eventually("some events are copied", async || copied(&to).await > BEFORE / 10).await;
     signal(&killed, Signal::KILL);
     finish(killed).await;
-    let follows = copying(&app.redis.url(), &to.url(), 1, &["--follow"]);
+    let mut follows = copying(&app.redis.url(), &to.url(), 1, &["--follow"]);
     eventually("events are appended", async || load.recorder.acked() >= IN_ALL).await;
     load.stop.cancel();
     writers.join_all().await;
+    caught_up(&mut follows).await;
     signal(&follows, Signal::INT);
     finish(follows).await.expect_success();
     let target = TestApp::start_on(to, 1).await;

@@ -68,7 +68,9 @@ async fn what_fits_in_no_call_comes_with_the_next() {
     let app = with_events(json!({"max_in_flight": 400}), 1, 600).await;
     let found = ask_together(&app, &[200, 200, 40]).await;
     let counts: Vec<usize> = found.iter().map(|next| next.deliveries.len()).collect();
-    assert_eq!(counts, [200, 199, 0], "250 in a call, 400 in flight");
+    // Each of the calls is on its way before the other is answered: either may be the first.
+    let possible = [[200, 199, 0], [159, 200, 40]];
+    assert!(possible.iter().any(|possible| counts == possible), "{counts:?}: 250 in a call, 400 in flight");
 }
 
 #[tokio::test]
