@@ -1,6 +1,6 @@
 //! The program.
 
-use std::process::ExitCode;
+use std::{io, process::ExitCode};
 
 use clap::Parser as _;
 use streamkeep::{
@@ -8,11 +8,11 @@ use streamkeep::{
     config::{Cli, Command},
     http,
 };
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let ended = match Runtime::new() {
+    let ended = match runtime(&command) {
         Ok(runtime) => {
             let ended = runtime.block_on(run(command));
             // What still runs is of no use to anybody. A look-up of a name in the system's resolver, which may take minutes where
@@ -31,6 +31,14 @@ fn main() -> ExitCode {
     }
 }
 
+fn runtime(command: &Command) -> io::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    if let Command::Serve(settings) = command {
+        builder.worker_threads(settings.threads());
+    }
+    builder.enable_all().build()
+}
+
 async fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Serve(settings) => cli::serve(*settings).await,
@@ -47,7 +55,7 @@ async fn run(command: Command) -> Result<(), Failure> {
         Command::Man(settings) => cli::man(&settings),
         Command::Openapi => {
             let document = http::document().to_yaml()?;
-            Ok(std::io::Write::write_all(&mut std::io::stdout(), document.as_bytes())?)
+            Ok(io::Write::write_all(&mut io::stdout(), document.as_bytes())?)
         }
     }
 }

@@ -10,7 +10,7 @@ pub use durability::DurabilityArgs;
 pub use storage::{Source, Storage};
 pub use tls::TlsArgs;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, num::NonZero, path::PathBuf, thread, time::Duration};
 
 use axum::http::{HeaderValue, Uri};
 use clap::{Args, Parser, Subcommand};
@@ -92,6 +92,11 @@ pub struct Serve {
     /// Do not run due migrations, refuse to start instead
     #[arg(long, env = "STREAMKEEP_NO_MIGRATE")]
     pub no_migrate: bool,
+
+    /// Threads that answer requests; by default as many as there are cores, less one for a Redis on this machine. More where
+    /// very many follow
+    #[arg(long, env = "STREAMKEEP_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
 
     /// Tasks that append, each with a connection to Redis of its own; as many again for what replicas confirm
     #[arg(long, env = "STREAMKEEP_WRITERS", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=16))]
@@ -349,6 +354,19 @@ impl LimitArgs {
 }
 
 impl Serve {
+    /// How many threads answer requests. One core fewer than there are is used beside a Redis on this machine: two threads
+    /// that wake each other on cores which Redis wants too cost more than the second one brings.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        if let Some(threads) = self.threads {
+            return threads.into();
+        }
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        // What is wrong with an address is said when it is used.
+        let beside_redis = self.storage.address().is_ok_and(|address| address.is_none_or(|address| address.is_here()));
+        if beside_redis { (cores - 1).max(1) } else { cores }
+    }
+
     /// What requests may bring.
     ///
     /// # Errors
@@ -407,4 +425,23 @@ fn parse_origin(text: &str) -> Result<HeaderValue, String> {
         });
     let value = HeaderValue::from_str(&text.to_ascii_lowercase()).ok().filter(|_| good);
     value.ok_or_else(|| "an origin such as https://app.example.com, without a path, or *".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn threads(arguments: &[&str]) -> usize {
+        let cli = Cli::try_parse_from(["streamkeep", "serve"].iter().chain(arguments)).expect("good arguments");
+        let Command::Serve(settings) = cli.command else { panic!("another command") };
+        settings.threads()
+    }
+
+    #[test]
+    fn a_redis_of_this_machine_is_left_a_core() {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        assert_eq!(threads(&["--redis-url", "redis://10.0.0.1"]), cores);
+        assert_eq!(threads(&["--redis-url", "redis://127.0.0.1"]), (cores - 1).max(1));
+        assert_eq!(threads(&["--redis-url", "redis://127.0.0.1", "--threads", "7"]), 7);
+    }
 }

@@ -1,6 +1,6 @@
 //! Where Redis is: one server, one that Sentinel watches, or a cluster; and who to be there.
 
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 use percent_encoding::percent_decode_str;
 use redis::{
@@ -103,6 +103,18 @@ impl RedisAddress {
     /// Whether its keys are spread over the slots of a cluster.
     pub(super) fn is_cluster(&self) -> bool {
         matches!(self.set, Set::Cluster(_))
+    }
+
+    /// Whether it is one server, on this machine for sure.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        match &self.set {
+            Set::Single(ConnectionAddr::Unix(_)) => true,
+            Set::Single(ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. }) => {
+                host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            }
+            _ => false,
+        }
     }
 
     /// How to get to one of its servers.
@@ -283,6 +295,16 @@ mod tests {
             ("valkeys+cluster://:p@a", "the cluster of a:6379"),
         ] {
             assert_eq!(parse(text).map(|address| address.to_string()), Ok(shown.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_of_this_machine_is_known() {
+        for text in ["redis://localhost", "rediss://127.0.0.1:1", "redis://[::1]", "unix:///run/redis.sock"] {
+            assert!(parse(text).is_ok_and(|address| address.is_here()), "{text}");
+        }
+        for text in ["redis://10.0.0.1", "redis://localhost.example", "redis+cluster://localhost"] {
+            assert!(parse(text).is_ok_and(|address| !address.is_here()), "{text}");
         }
     }
 
