@@ -11,7 +11,7 @@ use crate::{
         append_call::{Answer, AppendCall},
         connections::Pauses,
         errors,
-        writers::{NoReply, Reply},
+        writers::{Answered, NoReply},
     },
 };
 
@@ -77,7 +77,7 @@ impl Store {
             };
             let writers = if plan.wait { &primary.waiting_writers } else { &primary.writers };
             let error = match writers.call(self.append_call(&append, again, bytes), deadline).await {
-                Ok(Reply { answer: Answer::Refused(reply), .. }) => match errors::from_reply(&reply) {
+                Ok(Answered { answer: Answer::Refused(reply), .. }) => match errors::from_reply(&reply) {
                     Error::FunctionMissing => match self.reload(partition, deadline).await {
                         Ok(()) => continue,
                         Err(error) => error,
@@ -88,8 +88,8 @@ impl Store {
                     }
                     error => error,
                 },
-                Ok(Reply { answer: Answer::Strange(value), .. }) => Error::Corrupt(format!("es_append: {value:?}")),
-                Ok(Reply { answer: Answer::Line(line), confirmed }) => match appended(&line, plan.reached) {
+                Ok(Answered { answer: Answer::Strange(reply), .. }) => Error::Corrupt(format!("es_append: {reply:?}")),
+                Ok(Answered { answer: Answer::Line(line), confirmed }) => match appended(&line, plan.reached) {
                     Ok(appended) if confirmed => return Ok(appended),
                     Ok(Appended { first_version, version, .. }) => {
                         primary.server.look_again();
@@ -130,8 +130,8 @@ impl Store {
             keys.ids(*partition, stream),
             keys.stream(*partition, stream),
         ];
-        let mut call = AppendCall::new(*partition, &keys, events.len(), bytes);
-        call.arg(events.len())
+        let mut call = AppendCall::new(*partition, &keys, bytes);
+        call.arg(itoa::Buffer::new().format(events.len()))
             .arg(condition)
             .arg(index)
             .arg(again.map(|age| age.as_millis().to_string()).unwrap_or_default())
@@ -183,12 +183,11 @@ fn condition_text(condition: &Condition) -> String {
 }
 
 /// A line of the answer: four numbers, or an error.
-fn appended(line: &[u8], durability: Durability) -> Result<Appended, Error> {
-    let line = String::from_utf8_lossy(line);
+fn appended(line: &str, durability: Durability) -> Result<Appended, Error> {
     let mut numbers = line.split(' ').map(|word| word.parse().ok());
     let mut number = || numbers.next().flatten();
     let (Some(first), Some(last), Some(position), Some(duplicate)) = (number(), number(), number(), number()) else {
-        let (code, details) = line.split_once(' ').unwrap_or((&line, ""));
+        let (code, details) = line.split_once(' ').unwrap_or((line, ""));
         return Err(errors::meaning(code, details));
     };
     Ok(Appended {

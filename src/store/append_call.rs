@@ -1,9 +1,15 @@
 //! How appends become calls of `es_append`, and answers of theirs.
 
-use bytes::Bytes;
-use redis::{Arg, Cmd, ServerError, ToRedisArgs, Value};
+use bytestring::ByteString;
+use redis::ServerError;
 
-use crate::model::Partition;
+use crate::{
+    model::Partition,
+    store::{
+        packed::{Packed, add_word},
+        reply::Reply,
+    },
+};
 
 /// The log, and the three keys of a stream.
 const KEYS: usize = 4;
@@ -11,35 +17,36 @@ const KEYS: usize = 4;
 /// 150 small events, some two milliseconds.
 const BYTES_MAX: usize = 64 * 1024;
 
-/// One append: the keys and arguments that a call has which is about this alone.
+/// One append: the keys and arguments that a call has which is about this alone, packed.
 pub(super) struct AppendCall {
     pub(super) partition: Partition,
     /// Bytes of payload.
     pub(super) bytes: usize,
-    words: Cmd,
+    words: Vec<u8>,
+    /// Where the log's key ends, and the last key.
+    ends: [usize; 2],
+    /// How many arguments there are.
+    arguments: usize,
 }
 
 impl AppendCall {
-    /// `events` and `bytes` are how many there will be.
-    pub(super) fn new(partition: Partition, keys: &[String; KEYS], events: usize, bytes: usize) -> Self {
-        let mut words = Cmd::with_capacity(KEYS + 5 + 5 * events, bytes + 256);
-        words.arg(keys);
-        Self { partition, bytes, words }
+    /// `bytes` is how many the payload will have.
+    pub(super) fn new(partition: Partition, keys: &[String; KEYS], bytes: usize) -> Self {
+        let mut words = Vec::with_capacity(bytes + 512);
+        add_word(&mut words, &keys[0]);
+        let log = words.len();
+        for key in &keys[1..] {
+            add_word(&mut words, key);
+        }
+        let ends = [log, words.len()];
+        Self { partition, bytes, words, ends, arguments: 0 }
     }
 
-    pub(super) fn arg(&mut self, arg: impl ToRedisArgs) -> &mut Self {
-        self.words.arg(arg);
+    pub(super) fn arg(&mut self, arg: impl AsRef<[u8]>) -> &mut Self {
+        add_word(&mut self.words, arg);
+        self.arguments += 1;
         self
     }
-
-    fn words(&self) -> impl Iterator<Item = &[u8]> {
-        simple(&self.words)
-    }
-}
-
-/// The words of a command without a cursor: all of them.
-fn simple(command: &Cmd) -> impl Iterator<Item = &[u8]> {
-    command.args_iter().filter_map(|word| if let Arg::Simple(word) = word { Some(word) } else { None })
 }
 
 /// Those of the same partition that follow one another, as far as they fit into one call.
@@ -56,58 +63,66 @@ pub(super) fn shares<T>(appends: &[T], append: impl Fn(&T) -> &AppendCall) -> im
     })
 }
 
-/// One call for appends of one partition.
-pub(super) fn command<'a>(function: &str, appends: impl Iterator<Item = &'a AppendCall> + Clone) -> Cmd {
-    let (mut words, mut bytes, mut count) = (0, 0, 0);
+/// Adds a call for appends of one partition.
+pub(super) fn add_call<'a>(
+    commands: &mut Packed,
+    function: &str,
+    appends: impl Iterator<Item = &'a AppendCall> + Clone,
+) {
+    let (mut keys, mut arguments) = (1, 0);
     for append in appends.clone() {
-        words += append.words.args_iter().len();
-        bytes += append.bytes + 256;
-        count += 1;
+        keys += KEYS - 1;
+        arguments += append.arguments;
     }
-    let mut call = Cmd::with_capacity(3 + words, bytes);
-    call.arg("FCALL").arg(function).arg(1 + (KEYS - 1) * count);
-    for (number, append) in appends.clone().enumerate() {
-        for key in append.words().take(KEYS).skip(usize::from(number > 0)) {
-            call.arg(key);
-        }
+    commands.begin(3 + keys + arguments);
+    commands.word("FCALL");
+    commands.word(function);
+    commands.number(keys);
+    if let Some(AppendCall { words, ends: [log, _], .. }) = appends.clone().next() {
+        commands.words(&words[..*log]);
     }
-    for argument in appends.flat_map(|append| append.words().skip(KEYS)) {
-        call.arg(argument);
+    for AppendCall { words, ends: [log, keys], .. } in appends.clone() {
+        commands.words(&words[*log..*keys]);
     }
-    call
+    for AppendCall { words, ends: [_, keys], .. } in appends {
+        commands.words(&words[*keys..]);
+    }
 }
 
 /// What a call said of one of its appends.
 #[derive(Debug)]
 pub(super) enum Answer {
     /// A line of its own: numbers, or an error of the function.
-    Line(Bytes),
+    Line(ByteString),
     /// Redis refused the call.
     Refused(ServerError),
     /// That is no answer of `es_append`.
-    Strange(Value),
+    Strange(Reply),
 }
 
 /// The answers to `count` appends that were one call.
-pub(super) fn answers(reply: Value, count: usize) -> Vec<Answer> {
-    match reply {
-        Value::ServerError(error) => (0..count).map(|_| Answer::Refused(error.clone())).collect(),
-        Value::BulkString(text) if text.split(|byte| *byte == b'\n').count() == count => {
-            let text = Bytes::from(text);
-            text.split(|byte| *byte == b'\n').map(|line| Answer::Line(text.slice_ref(line))).collect()
+pub(super) fn answers(reply: &Reply, count: usize) -> Vec<Answer> {
+    if let Some(error) = reply.error() {
+        return (0..count).map(|_| Answer::Refused(error.clone())).collect();
+    }
+    match reply.parts().string() {
+        Some(text) if text.split('\n').count() == count => {
+            text.split('\n').map(|line| Answer::Line(text.slice_ref(line))).collect()
         }
-        strange => (0..count).map(|_| Answer::Strange(strange.clone())).collect(),
+        _ => (0..count).map(|_| Answer::Strange(reply.clone())).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use redis::{Pipeline, Value};
+
     use super::*;
     use crate::model::Partitions;
 
     fn append(partition: Partition, stream: &str, bytes: usize) -> AppendCall {
         let keys = ["l".to_owned(), format!("e:{stream}"), format!("i:{stream}"), format!("s:{stream}")];
-        let mut append = AppendCall::new(partition, &keys, 1, bytes);
+        let mut append = AppendCall::new(partition, &keys, bytes);
         append.arg("1").arg(stream);
         append
     }
@@ -115,10 +130,12 @@ mod tests {
     #[test]
     fn a_call_has_all_keys_and_then_all_arguments() {
         let appends = ["a", "b"].map(|stream| append(Partition::FIRST, stream, 9));
-        let call = command("es_append", appends.iter());
-        let words: Vec<_> = simple(&call).map(String::from_utf8_lossy).collect();
-        let expected = ["FCALL", "es_append", "7", "l", "e:a", "i:a", "s:a", "e:b", "i:b", "s:b", "1", "a", "1", "b"];
-        assert_eq!(words, expected);
+        let mut call = Packed::default();
+        add_call(&mut call, "es_append", appends.iter());
+        let mut expected = Pipeline::new();
+        let words = ["es_append", "7", "l", "e:a", "i:a", "s:a", "e:b", "i:b", "s:b", "1", "a", "1", "b"];
+        expected.cmd("FCALL").arg(&words);
+        assert_eq!(call, Packed::from(&expected));
     }
 
     #[test]
@@ -135,12 +152,15 @@ mod tests {
 
     #[test]
     fn each_append_has_an_answer_of_its_own() {
-        let lines = answers(Value::BulkString(b"1 1 5 0\nWRONGVERSION 7".to_vec()), 2);
+        let reply = |text: &[u8]| Reply::from(Value::BulkString(text.to_vec()));
+        let lines = answers(&reply(b"1 1 5 0\nWRONGVERSION 7"), 2);
         assert!(
             matches!(&lines[..], [Answer::Line(one), Answer::Line(two)] if one == "1 1 5 0" && two == "WRONGVERSION 7")
         );
-        for strange in [Value::BulkString(b"1 1 5 0".to_vec()), Value::Nil] {
-            assert!(matches!(&answers(strange, 2)[..], [Answer::Strange(_), Answer::Strange(_)]));
+        for strange in [reply(b"1 1 5 0"), Reply::from(Value::Nil), reply(b"\xff\n1")] {
+            assert!(matches!(&answers(&strange, 2)[..], [Answer::Strange(_), Answer::Strange(_)]));
         }
+        let refused = Reply::from(redis::parse_redis_value(b"-READONLY no\r\n").expect("it is RESP"));
+        assert!(matches!(&answers(&refused, 2)[..], [Answer::Refused(_), Answer::Refused(_)]));
     }
 }

@@ -21,6 +21,7 @@ mod log;
 mod look;
 mod metrics;
 mod migrations;
+mod packed;
 mod pointers;
 mod primary;
 mod read;

@@ -83,8 +83,8 @@ impl Server {
         self.open_for(self.usage.timeout).await
     }
 
-    /// A new connection that requests share.
-    async fn open_shared(&self) -> RedisResult<Wire> {
+    /// A new connection for commands that are sent as they are packed.
+    pub(super) async fn open_wire(&self) -> RedisResult<Wire> {
         let connect = async {
             let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
                 return Ok(Wire::Tls(self.open().await?));
@@ -183,7 +183,7 @@ impl Shared {
         if let Some(open) = self.open.load_full() {
             return Ok(open);
         }
-        let opened = Arc::new(server.open_shared().await?);
+        let opened = Arc::new(server.open_wire().await?);
         self.open.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }

@@ -14,7 +14,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use crate::store::reply::{Replies, Reply};
+use crate::store::{
+    packed::Packed,
+    reply::{Replies, Reply},
+};
 
 /// Room for what comes: a page of a hundred small events.
 const INPUT: usize = 64 * 1024;
@@ -34,8 +37,7 @@ pub(super) enum Wire {
 
 /// Commands, ready to be sent, and who waits for so many replies.
 pub(super) struct Request {
-    commands: Vec<u8>,
-    replies: usize,
+    commands: Packed,
     answer: oneshot::Sender<Vec<Reply>>,
 }
 
@@ -85,12 +87,22 @@ impl Wire {
                 let replies = connection.clone().send_packed_commands(commands, 0, commands.len()).await?;
                 Ok(replies.into_iter().map(Reply::from).collect())
             }
-            Self::Plain(_) if commands.is_empty() => Ok(Vec::new()),
+            Self::Plain(_) => self.send_packed(commands.into()).await,
+        }
+    }
+
+    /// The same, of commands that are packed.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub(super) async fn send_packed(&self, commands: Packed) -> RedisResult<Vec<Reply>> {
+        match self {
+            Self::Tls(_) => Box::pin(self.send(&(&commands).into())).await,
+            Self::Plain(_) if commands.count == 0 => Ok(Vec::new()),
             Self::Plain(requests) => {
                 let (answer, answered) = oneshot::channel();
-                let request = Request { commands: commands.get_packed_pipeline(), replies: commands.len(), answer };
                 let closed = || failed("the connection was closed");
-                requests.send(request).await.map_err(|_| closed())?;
+                requests.send(Request { commands, answer }).await.map_err(|_| closed())?;
                 answered.await.map_err(|_| closed())
             }
         }
@@ -136,8 +148,8 @@ async fn run(mut stream: impl AsyncRead + AsyncWrite + Unpin, mut queue: mpsc::R
             // What waits leaves together. Those who asked ask no more before they are answered, so all get their turn.
             biased;
             request = queue.recv(), if output.len() < OUTPUT_MAX => {
-                let Some(Request { commands, replies: count, answer }) = request else { return Ok(()) };
-                output.extend_from_slice(&commands);
+                let Some(Request { commands: Packed { bytes, count }, answer }) = request else { return Ok(()) };
+                output.extend_from_slice(&bytes);
                 waiting.push_back(Waiting { replies: Vec::with_capacity(count), count, answer });
             }
             written = writer.write_buf(&mut output), if output.has_remaining() => {

@@ -1,8 +1,9 @@
 //! Writers: tasks that own a connection each and send all appends that are waiting as one pipeline.
 //!
 //! Concurrent appends share a round trip, and those of one partition calls of the function, whose beginning and end cost
-//! Redis as much as an event; a lone append waits for nobody: a writer takes what is queued the moment it is free. Several writers keep several pipelines under way, so that the next is on its way to Redis while the
-//! reply (and with `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
+//! Redis as much as an event; a lone append waits for nobody: a writer takes what is queued the moment it is free. Several
+//! writers keep several pipelines under way, so that the next is on its way to Redis while the reply (and with
+//! `appendfsync always` the disk) is awaited. The connection is the writer's own, so that a WAIT at the
 //! end of a pipeline speaks of exactly these writes: it counts the replicas that have them all. A connection is never
 //! mended, only given up, so a WAIT cannot be asked on another one than its writes.
 
@@ -17,7 +18,6 @@ use std::{
 
 use async_channel::{Receiver, Sender, TrySendError};
 use futures::FutureExt as _;
-use redis::{Pipeline, Value, aio::MultiplexedConnection};
 use tokio::sync::oneshot;
 use tracing::{Instrument as _, info, warn};
 
@@ -25,7 +25,10 @@ use crate::{
     store::{
         append_call::{self, Answer, AppendCall},
         errors::{self, Refusal},
+        packed::Packed,
         primary::Server,
+        reply::Reply,
+        wire::Wire,
     },
     telemetry::traces,
 };
@@ -55,11 +58,11 @@ struct Call {
     append: AppendCall,
     deadline: Instant,
     stage: Stage,
-    reply: oneshot::Sender<Result<Reply, NoReply>>,
+    reply: oneshot::Sender<Result<Answered, NoReply>>,
 }
 
 /// What became of an append.
-pub(super) struct Reply {
+pub(super) struct Answered {
     /// Redis' own words.
     pub(super) answer: Answer,
     /// Whether as many replicas have it as must; true where none must.
@@ -112,7 +115,7 @@ impl Writers {
 
     /// Sends an append and waits for its reply. It is carried out even where the caller has gone, so it is whole or
     /// absent.
-    pub(super) async fn call(&self, append: AppendCall, deadline: Instant) -> Result<Reply, NoReply> {
+    pub(super) async fn call(&self, append: AppendCall, deadline: Instant) -> Result<Answered, NoReply> {
         let (reply, answer) = oneshot::channel();
         let stage = Stage::default();
         let span = traces::round_trip(APPEND, 1);
@@ -136,7 +139,7 @@ struct Writer {
     replicas: Option<u16>,
     calls: Receiver<Call>,
     server: Arc<Server>,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Wire>,
     /// Whether it had a connection that failed.
     failed: bool,
 }
@@ -181,7 +184,7 @@ impl Writer {
         let mut pause = RECONNECT;
         while self.connection.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, self.server.open()).await {
+            match tokio::time::timeout(left, self.server.open_wire()).await {
                 Ok(Ok(connection)) => {
                     info!(writer = self.number, "connected to Redis");
                     if mem::take(&mut self.failed) {
@@ -202,33 +205,37 @@ impl Writer {
         }
     }
 
-    async fn send(&mut self, mut connection: MultiplexedConnection, mut batch: Vec<Call>, deadline: Instant) {
+    async fn send(&mut self, connection: Wire, mut batch: Vec<Call>, deadline: Instant) {
         // Those of a stream stay in order.
         batch.sort_by_key(|call| call.append.partition);
-        let (mut pipeline, mut shares) = (Pipeline::new(), Vec::new());
+        let room = batch.iter().map(|call| call.append.bytes + 512).sum();
+        let (mut commands, mut shares) = (Packed::with_capacity(room), Vec::new());
         for share in append_call::shares(&batch, |call| &call.append) {
             let appends = share.iter().map(|call| &call.append);
-            pipeline.add_command(append_call::command(self.server.append_function(), appends));
+            append_call::add_call(&mut commands, self.server.append_function(), appends);
             shares.push(share.len());
         }
         let (metrics, began) = (self.server.metrics(), Instant::now());
         if let Some(replicas) = self.replicas {
-            pipeline.cmd("WAIT").arg(replicas).arg(patience(deadline.saturating_duration_since(began)));
+            commands.begin(3);
+            commands.word("WAIT");
+            commands.number(replicas);
+            commands.number(patience(deadline.saturating_duration_since(began)));
         }
-        let replies = self.server.while_primary(connection.send_packed_commands(&pipeline, 0, pipeline.len()));
+        let replies = self.server.while_primary(connection.send_packed(commands));
         let replies = tokio::time::timeout_at(deadline.into(), replies).await;
         metrics.round_trip(APPEND, began.elapsed(), matches!(replies, Ok(Ok(_))));
         metrics.pipeline(batch.len());
         match replies {
-            Ok(Ok(values)) if let Some(confirmed) = self.confirmed(shares.len(), &values) => {
-                let demoted = |value: &Value| match value {
-                    Value::ServerError(error) => errors::refusal(error) == Some(Refusal::Demoted),
-                    _ => false,
+            Ok(Ok(replies)) if let Some(confirmed) = self.confirmed(shares.len(), &replies) => {
+                let demoted = |reply: &Reply| {
+                    reply.error().is_some_and(|error| errors::refusal(&error) == Some(Refusal::Demoted))
                 };
-                let demoted = values.iter().any(demoted);
-                let answers = shares.iter().zip(values).flat_map(|(count, value)| append_call::answers(value, *count));
+                let demoted = replies.iter().any(demoted);
+                let answers =
+                    shares.iter().zip(&replies).flat_map(|(count, reply)| append_call::answers(reply, *count));
                 for (Call { reply, .. }, answer) in batch.into_iter().zip(answers) {
-                    let _ = reply.send(Ok(Reply { answer, confirmed }));
+                    let _ = reply.send(Ok(Answered { answer, confirmed }));
                 }
                 self.connection = Some(connection).filter(|_| !demoted);
             }
@@ -243,10 +250,10 @@ impl Writer {
 
     /// Whether enough replicas confirmed, by what stands behind the replies of so many calls. `None`: nobody knows, for
     /// WAIT was refused, as it is when the primary becomes a replica.
-    fn confirmed(&self, calls: usize, values: &[Value]) -> Option<bool> {
-        match (self.replicas, values.get(calls..)?) {
+    fn confirmed(&self, calls: usize, replies: &[Reply]) -> Option<bool> {
+        match (self.replicas, replies.get(calls..)?) {
             (None, []) => Some(true),
-            (Some(replicas), [Value::Int(count)]) => Some(*count >= replicas.into()),
+            (Some(replicas), [count]) => Some(count.parts().number()? >= replicas.into()),
             _ => None,
         }
     }
