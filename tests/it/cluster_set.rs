@@ -1,6 +1,6 @@
 //! The fixture of a cluster: primaries, with a replica each or none, all real.
 
-use std::sync::Arc;
+use std::{net::SocketAddr, sync::Arc};
 
 use futures::future::join_all;
 use redis::{Value, aio::MultiplexedConnection};
@@ -16,6 +16,13 @@ const SLOTS: usize = 16_384;
 /// How long a server may be silent before the others take it for dead, in ms.
 const NODE_TIMEOUT_MS: usize = 1_500;
 
+/// An address, and another port for the bus.
+fn place() -> (SocketAddr, String) {
+    let address = free_address();
+    let mut others = std::iter::repeat_with(|| free_address().port());
+    (address, others.find(|port| *port != address.port()).unwrap().to_string())
+}
+
 /// A cluster. The first of the servers are its primaries, each with an equal share of the slots.
 pub struct Cluster {
     pub servers: Vec<Node>,
@@ -26,17 +33,17 @@ impl Cluster {
     /// Starts one with so many primaries, and as many replicas if these are wanted.
     pub async fn start(primaries: usize, replicas: bool) -> Self {
         let count = if replicas { 2 * primaries } else { primaries };
-        let buses: Vec<_> = (0..count).map(|_| free_address().port().to_string()).collect();
-        let servers = join_all(buses.iter().map(async |bus| {
+        let places: Vec<_> = (0..count).map(|_| place()).collect();
+        let servers = join_all(places.iter().map(async |(address, bus)| {
             let timeout = NODE_TIMEOUT_MS.to_string();
-            Node::start(&[
+            let settings = [
                 ("cluster-enabled", "yes"),
                 ("cluster-node-timeout", &timeout),
                 ("cluster-port", bus),
                 // One shard that is down is to touch nobody else.
                 ("cluster-require-full-coverage", "no"),
-            ])
-            .await
+            ];
+            Node::start_at(*address, &settings).await
         }));
         let cluster = Self { servers: servers.await, primaries };
         for (place, server) in cluster.servers.iter().enumerate() {
@@ -47,7 +54,7 @@ impl Cluster {
             }
         }
         for server in &cluster.servers {
-            for (other, bus) in cluster.servers.iter().zip(&buses) {
+            for (other, (_, bus)) in cluster.servers.iter().zip(&places) {
                 let (ip, port) = (other.address.ip(), other.address.port());
                 server.ask::<()>(&format!("CLUSTER MEET {ip} {port} {bus}")).await;
             }

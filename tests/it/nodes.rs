@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue, aio::MultiplexedConnection};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::app::{eventually, free_address};
+use crate::app::free_address;
 
 /// How long a server may take to answer before a test gives up on it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -20,7 +20,7 @@ const WRAPPER: &str = r#""$@" & echo $!; read -r _; kill -9 $! 2>/dev/null"#;
 /// A server of one's own at an address of its own, with a folder of its own. Killed when dropped.
 pub struct Node {
     pub address: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
     program: Vec<String>,
     running: Option<(u32, tokio::process::Child)>,
 }
@@ -53,7 +53,7 @@ impl Node {
         for (name, value) in fixed.iter().chain(settings) {
             program.extend([format!("--{name}"), (*value).to_owned()]);
         }
-        let mut node = Self { address, _folder: folder, program, running: None };
+        let mut node = Self { address, folder, program, running: None };
         node.run().await;
         node
     }
@@ -65,7 +65,7 @@ impl Node {
         let fixed = format!("bind {}\nport {}\nprotected-mode no\nlogfile log\n", address.ip(), address.port());
         std::fs::write(&file, format!("{fixed}dir {}\n{lines}", folder.path().display())).unwrap();
         let program = vec![redis_server(), file.to_str().unwrap().to_owned(), "--sentinel".to_owned()];
-        let mut node = Self { address, _folder: folder, program, running: None };
+        let mut node = Self { address, folder, program, running: None };
         node.run().await;
         node
     }
@@ -84,12 +84,15 @@ impl Node {
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).await.unwrap();
         self.running = Some((line.trim().parse().unwrap(), child));
-        eventually("a server answers", async || {
-            let client = redis::Client::open(self.url()).unwrap();
-            let Ok(mut connection) = client.get_multiplexed_async_connection().await else { return false };
-            redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
-        })
-        .await;
+        let answers = async {
+            while self.try_ask::<String>("PING").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, answers).await.is_err() {
+            let log = std::fs::read_to_string(self.folder.path().join("log"));
+            panic!("a server does not answer: {log:?}");
+        }
     }
 
     /// Sends a signal, such as `STOP`.
