@@ -7,7 +7,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use redis::{ConnectionAddr, Pipeline, RedisError, ServerError, aio::MultiplexedConnection};
+use redis::{ConnectionAddr, Pipeline, RedisError, ServerError};
 use tokio::{sync::Notify, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, warn};
@@ -23,6 +23,7 @@ use crate::{
         reply::Reply,
         topology,
         view::View,
+        wire::Wire,
     },
     telemetry::traces,
 };
@@ -191,9 +192,9 @@ impl Connections {
         &self,
         partition: Partition,
         patience: Duration,
-    ) -> redis::RedisResult<(MultiplexedConnection, Arc<Primary>)> {
+    ) -> redis::RedisResult<(Wire, Arc<Primary>)> {
         let primary = self.primary(partition);
-        Ok((primary.server.open_for(patience).await?, primary))
+        Ok((primary.server.open_wire(patience).await?, primary))
     }
 
     /// Takes note of a call about a partition that failed: another server may have it now.

@@ -7,7 +7,7 @@ use crate::{
     store::{
         Direction, Store,
         read::{bytes_of, decode, entries, entry_number},
-        reply::Reply,
+        reply::{Parts, Reply},
     },
 };
 
@@ -44,7 +44,7 @@ impl Mark {
     }
 }
 
-/// Entries of XRANGE, XREVRANGE or XREAD: id, fields and values.
+/// Entries of XRANGE or XREVRANGE: id, fields and values.
 pub(super) type Entries = Vec<(String, Vec<String>)>;
 
 /// Reads entries of the log.
@@ -55,8 +55,13 @@ pub(super) fn pointers(entries: Entries) -> Result<Vec<Pointer>, Error> {
 
 /// Reads the reply of XRANGE on the log.
 fn log_entries(reply: Option<&Reply>) -> Result<Vec<Pointer>, Error> {
+    let mut parts = reply.map(Reply::parts).ok_or_else(|| Error::Corrupt("the log is silent".to_owned()))?;
+    listed(&mut parts)
+}
+
+/// Reads a list of entries of the log.
+pub(super) fn listed(parts: &mut Parts<'_>) -> Result<Vec<Pointer>, Error> {
     let corrupt = || Error::Corrupt("the log has no entries".to_owned());
-    let mut parts = reply.map(Reply::parts).ok_or_else(corrupt)?;
     let count = parts.list().ok_or_else(corrupt)?;
     let mut next = || {
         let (id, fields) = parts.entry().ok_or_else(corrupt)?;

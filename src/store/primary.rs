@@ -78,16 +78,12 @@ impl Server {
         connection_config(self.usage.timeout, patience)
     }
 
-    /// A new connection for a task that keeps it.
-    pub(super) async fn open(&self) -> RedisResult<MultiplexedConnection> {
-        self.open_for(self.usage.timeout).await
-    }
-
-    /// A new connection for commands that are sent as they are packed.
-    pub(super) async fn open_wire(&self) -> RedisResult<Wire> {
+    /// A new connection for pipelines. By TLS their replies may take as long as `patience`; else whoever sends looks at the
+    /// clock.
+    pub(super) async fn open_wire(&self, patience: Duration) -> RedisResult<Wire> {
         let connect = async {
             let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
-                return Ok(Wire::Tls(self.open().await?));
+                return Ok(Wire::Tls(self.open_for(patience).await?));
             };
             if self.must_say_role() && !topology::is_primary(wire.send(&topology::ask_role()).await?.pop())? {
                 return Err(no_primary());
@@ -147,6 +143,11 @@ impl Server {
         self.usage.unseen.notify_one();
     }
 
+    /// How long a call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.usage.timeout
+    }
+
     /// What appends must survive.
     pub(super) fn durability(&self) -> DurabilityConfig {
         self.usage.durability
@@ -183,7 +184,7 @@ impl Shared {
         if let Some(open) = self.open.load_full() {
             return Ok(open);
         }
-        let opened = Arc::new(server.open_wire().await?);
+        let opened = Arc::new(server.open_wire(server.timeout()).await?);
         self.open.store(Some(Arc::clone(&opened)));
         Ok(opened)
     }

@@ -75,6 +75,7 @@ fn write(out: &mut Vec<u8>, value: &Value) {
 
 /// The parts of a reply, one after another: what a list holds comes behind its length. `None` where something else stands
 /// there than is asked for.
+#[derive(Clone)]
 pub(super) struct Parts<'a> {
     reply: &'a Bytes,
     at: usize,
@@ -91,6 +92,19 @@ impl<'a> Parts<'a> {
     /// An entry of a stream: its id, and how many parts follow, which are names and values in turns.
     pub(super) fn entry(&mut self) -> Option<(&'a str, usize)> {
         if self.list()? == 2 { Some((self.text()?, self.list()?)) } else { None }
+    }
+
+    /// A list of entries, of which only the id of the last one is wanted.
+    pub(super) fn last_of_entries(&mut self) -> Option<&'a str> {
+        let mut last = None;
+        for _ in 0..self.list()? {
+            let (id, fields) = self.entry()?;
+            for _ in 0..fields {
+                self.bytes()?;
+            }
+            last = Some(id);
+        }
+        last
     }
 
     /// A number.
@@ -288,6 +302,11 @@ mod tests {
         );
         assert_eq!((parts.number(), parts.list(), parts.string()), (Some(7), Some(1), Some("é".into())));
         assert_eq!((parts.text(), parts.list()), (None, None), "the end");
+        let reply = Reply(Bytes::from_static(
+            b"*2\r\n*2\r\n$3\r\n0-1\r\n*0\r\n*2\r\n$3\r\n0-2\r\n*2\r\n$1\r\ng\r\n$1\r\nx\r\n:1\r\n",
+        ));
+        let mut parts = reply.parts();
+        assert_eq!((parts.last_of_entries(), parts.number()), (Some("0-2"), Some(1)), "all of it is passed");
         let nested = Reply(Bytes::from(b"*1\r\n".repeat(1_000)));
         assert_eq!(Value::from(nested), Value::Nil, "deeper than any reply");
     }

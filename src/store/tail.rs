@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use redis::{ErrorKind, Pipeline, RedisError, RedisResult};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -19,14 +20,19 @@ use crate::{
     store::{
         Connections, Inner, Store,
         grown::Grown,
-        pointers::{self, Entries, Mark, Pointer},
+        pointers::{self, Mark, Pointer},
+        primary::Primary,
         read::{PAGE_BYTES, entry_number},
         recent::{LiveEvent, Recent},
+        reply::{Parts, Reply},
+        wire::Wire,
     },
 };
 
 /// How long one XREAD blocks, in ms.
 const BLOCK_MS: usize = 5_000;
+/// How long its answer may take.
+const PATIENCE: Duration = Duration::from_millis(2 * BLOCK_MS as u64);
 /// Most entries of one XREAD.
 const COUNT: usize = 1_000;
 /// Pause before a broken connection is opened again; doubled with each further one, and half of it is chance.
@@ -221,14 +227,12 @@ impl Reader {
 
     /// Reads until nobody waits any more. What came between the last look and the first read is told as one wake-up.
     async fn read_while_wanted(&self, pause: &mut Duration) -> Result<(), Error> {
-        let unavailable = |error: redis::RedisError| Error::Unavailable(error.to_string());
-        let patience = Duration::from_millis(2 * BLOCK_MS as u64);
-        let opened = self.connections.open_blocking(self.partition, patience).await;
-        let (mut connection, primary) = opened.map_err(unavailable)?;
+        let opened = self.connections.open_blocking(self.partition, PATIENCE).await;
+        let (wire, primary) = opened.map_err(|error| unavailable(&error))?;
         if *pause > PAUSE {
             self.connections.metrics().reconnect();
         }
-        let [log, wake] = &self.keys;
+        let [_, wake] = &self.keys;
         let store = self.store()?;
         let woken = store.last_id(self.partition, wake).await?;
         let mut mark = store.mark_at(self.partition, None).await?;
@@ -242,33 +246,23 @@ impl Reader {
         // Whether `mark` is that of the last entry seen.
         let mut known = true;
         while self.shared.waiters.load(Ordering::Acquire) > 0 {
-            let mut command = redis::cmd("XREAD");
-            command.arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS).arg("STREAMS").arg(&self.keys).arg(&places);
-            let reply: Option<Vec<(String, Entries)>> =
-                primary.server.while_primary(command.query_async(&mut connection)).await.map_err(|error| {
-                    self.connections.failed(self.partition, &error, &primary);
-                    unavailable(error)
-                })?;
-            let mut news = Entries::new();
-            for (key, entries) in reply.into_iter().flatten() {
-                let Some((id, _)) = entries.last() else { continue };
-                places[usize::from(key != *log)].clone_from(id);
-                self.shared.woken.send_modify(|count| *count += 1);
-                if key == *log {
-                    news = entries;
-                }
-            }
+            let reply = self.block(&wire, &primary, &places).await.map_err(|error| {
+                self.connections.failed(self.partition, &error, &primary);
+                unavailable(&error)
+            })?;
+            let news = self.wake(&reply, &mut places)?;
             let followed = self.shared.followers.load(Ordering::Acquire) > 0;
-            if !followed && !news.is_empty() {
+            if !followed && news.is_some() {
                 let to = entry_number(&places[0]).and_then(Position::new).unwrap_or_default();
                 self.shared.change_recent(|recent| recent.skip(to));
                 known = false;
             } else if followed && !known {
                 // What came while nobody followed was not looked at: those who do now begin anew.
                 return Ok(());
-            } else if !news.is_empty() {
+            } else if let Some(mut news) = news {
+                let news = pointers::listed(&mut news)?;
                 let busy = news.len() >= BUSY;
-                mark = self.take_in(mark, pointers::pointers(news)?).await?;
+                mark = self.take_in(mark, news).await?;
                 if busy {
                     tokio::time::sleep(self.busy_pause()).await;
                 }
@@ -280,6 +274,33 @@ impl Reader {
             }
         }
         Ok(())
+    }
+
+    /// Waits for entries behind these places.
+    async fn block(&self, wire: &Wire, primary: &Primary, places: &[String; 2]) -> RedisResult<Reply> {
+        let mut commands = Pipeline::with_capacity(1);
+        let command = commands.cmd("XREAD").arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS);
+        command.arg("STREAMS").arg(&self.keys).arg(places);
+        let silent = || RedisError::from((ErrorKind::Io, "no answer in time"));
+        let replies = primary.server.while_primary(wire.send(&commands));
+        let replies = tokio::time::timeout(PATIENCE, replies).await.map_err(|_| silent())??;
+        let reply = replies.into_iter().next().ok_or_else(silent)?;
+        reply.error().map_or(Ok(reply), |error| Err(error.into()))
+    }
+
+    /// Moves the places on, and wakes those who wait. Answers with the list of new entries of the log, where there are some.
+    fn wake<'a>(&self, reply: &'a Reply, places: &mut [String; 2]) -> Result<Option<Parts<'a>>, Error> {
+        let (mut parts, mut news) = (reply.parts(), None);
+        // Where nothing came there is no list.
+        for _ in 0..parts.list().unwrap_or_default() {
+            let key = if parts.list() == Some(2) { parts.text() } else { None };
+            let (is_log, entries) = (key == Some(self.keys[0].as_str()), parts.clone());
+            let last = parts.last_of_entries().ok_or_else(|| Error::Corrupt("what XREAD answers".to_owned()))?;
+            last.clone_into(&mut places[usize::from(!is_log)]);
+            self.shared.woken.send_modify(|count| *count += 1);
+            news = if is_log { Some(entries) } else { news };
+        }
+        Ok(news)
     }
 
     fn busy_pause(&self) -> Duration {
@@ -314,6 +335,8 @@ impl Reader {
             let kept = events.iter().map(Event::detached).map(LiveEvent::new);
             self.shared.change_recent(|recent| recent.extend(kept, to));
             self.tell(&streams);
+            // Those who follow go first: what is read next can only come to them after this.
+            tokio::task::yield_now().await;
         }
         Ok(mark)
     }
@@ -335,4 +358,8 @@ impl Reader {
             bell.send_replace(());
         }
     }
+}
+
+fn unavailable(error: &RedisError) -> Error {
+    Error::Unavailable(error.to_string())
 }

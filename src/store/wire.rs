@@ -83,11 +83,8 @@ impl Wire {
     /// The connection broke.
     pub(super) async fn send(&self, commands: &Pipeline) -> RedisResult<Vec<Reply>> {
         match self {
-            Self::Tls(connection) => {
-                let replies = connection.clone().send_packed_commands(commands, 0, commands.len()).await?;
-                Ok(replies.into_iter().map(Reply::from).collect())
-            }
-            Self::Plain(_) => self.send_packed(commands.into()).await,
+            Self::Tls(connection) => send_by_tls(connection, commands).await,
+            Self::Plain(requests) => send(requests, commands.into()).await,
         }
     }
 
@@ -97,16 +94,25 @@ impl Wire {
     /// The connection broke.
     pub(super) async fn send_packed(&self, commands: Packed) -> RedisResult<Vec<Reply>> {
         match self {
-            Self::Tls(_) => Box::pin(self.send(&(&commands).into())).await,
-            Self::Plain(_) if commands.count == 0 => Ok(Vec::new()),
-            Self::Plain(requests) => {
-                let (answer, answered) = oneshot::channel();
-                let closed = || failed("the connection was closed");
-                requests.send(Request { commands, answer }).await.map_err(|_| closed())?;
-                answered.await.map_err(|_| closed())
-            }
+            Self::Tls(connection) => send_by_tls(connection, &(&commands).into()).await,
+            Self::Plain(requests) => send(requests, commands).await,
         }
     }
+}
+
+async fn send_by_tls(connection: &MultiplexedConnection, commands: &Pipeline) -> RedisResult<Vec<Reply>> {
+    let replies = connection.clone().send_packed_commands(commands, 0, commands.len()).await?;
+    Ok(replies.into_iter().map(Reply::from).collect())
+}
+
+async fn send(requests: &mpsc::Sender<Request>, commands: Packed) -> RedisResult<Vec<Reply>> {
+    if commands.count == 0 {
+        return Ok(Vec::new());
+    }
+    let (answer, answered) = oneshot::channel();
+    let closed = || failed("the connection was closed");
+    requests.send(Request { commands, answer }).await.map_err(|_| closed())?;
+    answered.await.map_err(|_| closed())
 }
 
 /// What redis-rs sends first.

@@ -184,7 +184,7 @@ impl Writer {
         let mut pause = RECONNECT;
         while self.connection.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
-            match tokio::time::timeout(left, self.server.open_wire()).await {
+            match tokio::time::timeout(left, self.server.open_wire(self.server.timeout())).await {
                 Ok(Ok(connection)) => {
                     info!(writer = self.number, "connected to Redis");
                     if mem::take(&mut self.failed) {
