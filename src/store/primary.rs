@@ -18,7 +18,7 @@ use redis::{
 };
 use tokio::{
     sync::{Mutex, Notify},
-    time::timeout_at,
+    time::{timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -78,8 +78,8 @@ impl Server {
         connection_config(self.usage.timeout, patience)
     }
 
-    /// A new connection for pipelines. By TLS their replies may take as long as `patience`; else whoever sends looks at the
-    /// clock.
+    /// A new connection for pipelines, within `patience`. By TLS that is also how long their replies may take; else whoever
+    /// sends looks at the clock.
     pub(super) async fn open_wire(&self, patience: Duration) -> RedisResult<Wire> {
         let connect = async {
             let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
@@ -90,6 +90,7 @@ impl Server {
             }
             Ok(wire)
         };
+        let connect = timeout(patience, connect).map(|ended| ended.unwrap_or_else(|_| Err(silent())));
         self.while_primary(connect.boxed()).await
     }
 
@@ -162,6 +163,11 @@ impl Server {
     pub(super) fn metrics(&self) -> &StoreMetrics {
         &self.usage.metrics
     }
+}
+
+/// What a server says that does not answer in time.
+pub(super) fn silent() -> RedisError {
+    RedisError::from((ErrorKind::Io, "no answer in time"))
 }
 
 fn no_primary() -> RedisError {
@@ -272,11 +278,10 @@ impl Primary {
     /// that nothing comes from any more.
     pub(super) async fn send(&self, commands: &Pipeline, deadline: Instant) -> RedisResult<Vec<Reply>> {
         let shared = &self.shared[self.next.fetch_add(1, Ordering::Relaxed) % SHARED];
-        let silent = |_| RedisError::from((ErrorKind::Io, "no answer in time"));
-        let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(silent)??;
+        let open = timeout_at(deadline.into(), shared.get(&self.server)).await.map_err(|_| silent())??;
         // A kilobyte, which each layer above would otherwise hold twice and move.
         let replies = self.server.while_primary(open.send(commands).boxed());
-        let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|late| Err(silent(late)));
+        let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|_| Err(silent()));
         let broken = match &replies {
             Ok(replies) => {
                 replies.iter().filter_map(Reply::error).any(|error| errors::refusal(&error) == Some(Refusal::Demoted))

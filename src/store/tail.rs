@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{ErrorKind, Pipeline, RedisError, RedisResult};
+use redis::{Pipeline, RedisError, RedisResult};
 use tokio::sync::{Notify, watch};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
@@ -21,7 +21,7 @@ use crate::{
         Connections, Inner, Store,
         grown::Grown,
         pointers::{self, Mark, Pointer},
-        primary::Primary,
+        primary::{Primary, silent},
         read::{PAGE_BYTES, entry_number},
         recent::{LiveEvent, Recent},
         reply::{Parts, Reply},
@@ -281,7 +281,6 @@ impl Reader {
         let mut commands = Pipeline::with_capacity(1);
         let command = commands.cmd("XREAD").arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS);
         command.arg("STREAMS").arg(&self.keys).arg(places);
-        let silent = || RedisError::from((ErrorKind::Io, "no answer in time"));
         let replies = primary.server.while_primary(wire.send(&commands));
         let replies = tokio::time::timeout(PATIENCE, replies).await.map_err(|_| silent())??;
         let reply = replies.into_iter().next().ok_or_else(silent)?;
