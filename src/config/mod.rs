@@ -362,9 +362,7 @@ impl Serve {
             return threads.into();
         }
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
-        // What is wrong with an address is said when it is used.
-        let beside_redis = self.storage.address().is_ok_and(|address| address.is_none_or(|address| address.is_here()));
-        if beside_redis { (cores - 1).max(1) } else { cores }
+        if self.storage.is_here() { (cores - 1).max(1) } else { cores }
     }
 
     /// What requests may bring.
@@ -443,5 +441,8 @@ mod tests {
         assert_eq!(threads(&["--redis-url", "redis://10.0.0.1"]), cores);
         assert_eq!(threads(&["--redis-url", "redis://127.0.0.1"]), (cores - 1).max(1));
         assert_eq!(threads(&["--redis-url", "redis://127.0.0.1", "--threads", "7"]), 7);
+        // What stands in a file may be read only once: it may be a pipe.
+        let password = ["--redis-url", "redis://127.0.0.1", "--redis-password-file", "/is/not/read"];
+        assert_eq!(threads(&password), (cores - 1).max(1));
     }
 }

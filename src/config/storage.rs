@@ -98,6 +98,14 @@ impl Storage {
         RedisAddress::parse(url, &self.secrets(self.redis_password_file.as_deref())?).map(Some)
     }
 
+    /// Whether Redis is on this machine for sure. Reads no file, for one may be read only once, as a pipe. What is wrong with
+    /// an address is said when it is used.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        let parse = |url: &String| RedisAddress::parse(url, &RedisSecrets::default());
+        self.redis_url.as_ref().map(parse).is_none_or(|address| address.is_ok_and(|address| address.is_here()))
+    }
+
     fn secrets(&self, password_file: Option<&Path>) -> Result<RedisSecrets, String> {
         Ok(RedisSecrets {
             password: password_file.map(read_password).transpose()?,
