@@ -33,7 +33,7 @@ pub async fn copy(settings: Copy) -> Result<(), Failure> {
 
 async fn run(copier: &mut Copier, interrupted: &CancellationToken, follow: bool) -> Result<(), Failure> {
     let progress = Progress::start(Some(copier.left(&copier.ends().await?)));
-    let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress, caught_up: false };
+    let copying = Copying { before: copier.done(), copier, interrupted, progress: &progress };
     let ended = copying.run(follow).await;
     let so_far = format!("{} events copied, {}", progress.events(), progress.pace());
     drop(progress);
@@ -50,8 +50,6 @@ struct Copying<'a> {
     before: u64,
     interrupted: &'a CancellationToken,
     progress: &'a Progress,
-    /// Whether it was where the source ended. Beside writers it is behind again at once, which is no reason not to end.
-    caught_up: bool,
 }
 
 impl Copying<'_> {
@@ -74,9 +72,14 @@ impl Copying<'_> {
 
     /// Copies what comes. Answers with whether it had caught up before it was told to end.
     async fn follow(&mut self) -> Result<bool, CopyError> {
+        // Beside writers it is behind again at once, which is no reason not to end.
+        let mut caught_up = false;
         while !self.interrupted.is_cancelled() {
             let all = self.step().await?.all;
-            self.look_whether_caught_up();
+            if !caught_up && self.copier.has_caught_up() {
+                caught_up = true;
+                self.progress.say("caught up: what comes is copied too, until this is interrupted");
+            }
             if all {
                 tokio::select! {
                     () = self.copier.more() => {}
@@ -84,15 +87,7 @@ impl Copying<'_> {
                 }
             }
         }
-        Ok(self.caught_up)
-    }
-
-    /// Says so when it has: that is when the source's instances can be stopped.
-    fn look_whether_caught_up(&mut self) {
-        if !self.caught_up && self.copier.has_caught_up() {
-            self.caught_up = true;
-            self.progress.say("caught up: what comes is copied too, until this is interrupted");
-        }
+        Ok(caught_up)
     }
 
     async fn step(&mut self) -> Result<Step, CopyError> {

@@ -69,11 +69,13 @@ pub(super) fn add_call<'a>(
     function: &str,
     appends: impl Iterator<Item = &'a AppendCall> + Clone,
 ) {
-    let (mut keys, mut arguments) = (1, 0);
+    let (mut keys, mut arguments, mut bytes) = (1, 0, 0);
     for append in appends.clone() {
         keys += KEYS - 1;
         arguments += append.arguments;
+        bytes += append.words.len();
     }
+    commands.reserve(bytes);
     commands.begin(3 + keys + arguments);
     commands.word("FCALL");
     commands.word(function);

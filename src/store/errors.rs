@@ -2,7 +2,10 @@
 
 use redis::{RedisError, ServerError};
 
-use crate::model::{Error, Version};
+use crate::{
+    model::{Error, Version},
+    store::reply::Reply,
+};
 
 /// Why a store cannot be opened. Each is one sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +131,11 @@ pub(super) enum Refusal<'a> {
     /// ASK is among these, and not followed: while a slot is on its way, no call with several keys is carried out by
     /// either server where one of the keys is not there (TRYAGAIN), and an append has such keys nearly always.
     NotNow,
+}
+
+/// Whether one of these replies says that the server has become a replica.
+pub(super) fn are_demoted(replies: &[Reply]) -> bool {
+    replies.iter().filter_map(Reply::error).any(|error| refusal(&error) == Some(Refusal::Demoted))
 }
 
 /// Whether an error reply is a refusal that passes. Nothing was done then.

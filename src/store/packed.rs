@@ -5,6 +5,9 @@ use redis::{Cmd, Pipeline};
 
 use crate::store::reply::{Parts, Replies};
 
+/// Room for the beginning of a command: its length, `FCALL`, the function's name, and how many keys there are.
+const HEAD: usize = 128;
+
 /// Adds a word to those of a command.
 pub(super) fn add_word(packed: &mut Vec<u8>, word: impl AsRef<[u8]>) {
     let word = word.as_ref();
@@ -28,9 +31,9 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// With room for so many bytes.
-    pub(super) fn with_capacity(bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), count: 0 }
+    /// Makes room for so many further bytes of words.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        self.bytes.reserve(bytes + HEAD);
     }
 
     /// Begins a command of so many words, which are to be added.
@@ -87,7 +90,7 @@ mod tests {
 
     #[test]
     fn commands_are_as_redis_rs_packs_them() {
-        let mut packed = Packed::with_capacity(100);
+        let mut packed = Packed::default();
         packed.begin(3);
         packed.word("SET");
         packed.words(b"$1\r\nk\r\n");

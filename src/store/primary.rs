@@ -14,7 +14,6 @@ use deadpool_redis::{Manager, Pool, PoolError, Runtime};
 use futures::FutureExt as _;
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind, Pipeline, RedisError, RedisResult,
-    aio::MultiplexedConnection,
 };
 use tokio::{
     sync::{Mutex, Notify},
@@ -23,8 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
-    DurabilityConfig, Standing, StartError, errors, errors::Refusal, metrics::StoreMetrics, refusal, reply::Reply,
-    topology, wire::Wire, writers::Writers,
+    DurabilityConfig, Standing, StartError, errors, metrics::StoreMetrics, refusal, reply::Reply, topology, wire::Wire,
+    writers::Writers,
 };
 
 /// Shared connections for reads: enough that one busy core of Redis is the limit, not the connection's own task.
@@ -74,16 +73,15 @@ pub(super) enum Change {
 }
 
 impl Server {
-    fn config(&self, patience: Duration) -> AsyncConnectionConfig {
-        connection_config(self.usage.timeout, patience)
-    }
-
     /// A new connection for pipelines, within `patience`. By TLS that is also how long their replies may take; else whoever
     /// sends looks at the clock.
     pub(super) async fn open_wire(&self, patience: Duration) -> RedisResult<Wire> {
         let connect = async {
-            let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? else {
-                return Ok(Wire::Tls(self.open_for(patience).await?));
+            let wire = if let Some(wire) = Wire::open(self.client.get_connection_info(), self.usage.timeout).await? {
+                wire
+            } else {
+                let config = connection_config(self.usage.timeout, patience);
+                Wire::Tls(self.client.get_multiplexed_async_connection_with_config(&config).await?)
             };
             if self.must_say_role() && !topology::is_primary(wire.send(&topology::ask_role()).await?.pop())? {
                 return Err(no_primary());
@@ -91,21 +89,8 @@ impl Server {
             Ok(wire)
         };
         let connect = timeout(patience, connect).map(|ended| ended.unwrap_or_else(|_| Err(silent())));
-        self.while_primary(connect.boxed()).await
-    }
-
-    /// A new connection for commands each of which may take as long as `patience`.
-    pub(super) async fn open_for(&self, patience: Duration) -> RedisResult<MultiplexedConnection> {
-        let config = self.config(patience);
-        let connect = async {
-            let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
-            if self.must_say_role() && !topology::role(&mut connection).await? {
-                return Err(no_primary());
-            }
-            Ok(connection)
-        };
         // What connects takes kilobytes, which each call that may have to connect would otherwise move about.
-        self.while_primary(Box::pin(connect)).await
+        self.while_primary(connect.boxed()).await
     }
 
     /// Gives a call up, as if its connection had broken, when this server is primary no more.
@@ -256,7 +241,7 @@ impl Primary {
     /// # Errors
     /// Redis cannot be reached, or refuses, or all are in use for longer than the timeout.
     pub(super) async fn exclusive(&self) -> Result<deadpool_redis::Connection, PoolError> {
-        // As with `open_for`.
+        // As with `open_wire`.
         match Box::pin(self.pool.get()).await {
             Err(PoolError::Backend(error)) => {
                 let said = if error.is_connection_dropped() { refusal::of(&self.addr).await } else { None };
@@ -283,9 +268,7 @@ impl Primary {
         let replies = self.server.while_primary(open.send(commands).boxed());
         let replies = timeout_at(deadline.into(), replies).await.unwrap_or_else(|_| Err(silent()));
         let broken = match &replies {
-            Ok(replies) => {
-                replies.iter().filter_map(Reply::error).any(|error| errors::refusal(&error) == Some(Refusal::Demoted))
-            }
+            Ok(replies) => errors::are_demoted(replies),
             Err(error) => error.code().is_none(),
         };
         if broken {

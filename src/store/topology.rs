@@ -156,17 +156,13 @@ async fn ask_sentinel(
 
 /// That a server is a primary: a sentinel may know of it from long ago.
 async fn check_role(address: &RedisAddress, addr: &ConnectionAddr, timeout: Duration) -> Result<(), StartError> {
-    let is_primary = role(&mut connect(address.server(addr), timeout).await?).await?;
+    let mut connection = connect(address.server(addr), timeout).await?;
+    let role = connection.send_packed_commands(&ask_role(), 0, 1).await?.pop();
+    let is_primary = is_primary(role)?;
     if is_primary { Ok(()) } else { Err(StartError::NotPrimary(addr.to_string())) }
 }
 
-/// Whether a server is a primary (`ROLE`).
-pub(super) async fn role(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
-    let role = ask_role();
-    is_primary(connection.send_packed_commands(&role, 0, role.len()).await?.pop())
-}
-
-/// The question whose answer `is_primary` reads.
+/// The question whose answer `is_primary` reads (`ROLE`).
 pub(super) fn ask_role() -> Pipeline {
     let mut role = Pipeline::with_capacity(1);
     role.cmd("ROLE");

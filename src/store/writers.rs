@@ -24,7 +24,7 @@ use tracing::{Instrument as _, info, warn};
 use crate::{
     store::{
         append_call::{self, Answer, AppendCall},
-        errors::{self, Refusal},
+        errors,
         packed::Packed,
         primary::Server,
         reply::Reply,
@@ -208,8 +208,7 @@ impl Writer {
     async fn send(&mut self, connection: Wire, mut batch: Vec<Call>, deadline: Instant) {
         // Those of a stream stay in order.
         batch.sort_by_key(|call| call.append.partition);
-        let room = batch.iter().map(|call| call.append.bytes + 512).sum();
-        let (mut commands, mut shares) = (Packed::with_capacity(room), Vec::new());
+        let (mut commands, mut shares) = (Packed::default(), Vec::new());
         for share in append_call::shares(&batch, |call| &call.append) {
             let appends = share.iter().map(|call| &call.append);
             append_call::add_call(&mut commands, self.server.append_function(), appends);
@@ -228,10 +227,7 @@ impl Writer {
         metrics.pipeline(batch.len());
         match replies {
             Ok(Ok(replies)) if let Some(confirmed) = self.confirmed(shares.len(), &replies) => {
-                let demoted = |reply: &Reply| {
-                    reply.error().is_some_and(|error| errors::refusal(&error) == Some(Refusal::Demoted))
-                };
-                let demoted = replies.iter().any(demoted);
+                let demoted = errors::are_demoted(&replies);
                 let answers =
                     shares.iter().zip(&replies).flat_map(|(count, reply)| append_call::answers(reply, *count));
                 for (Call { reply, .. }, answer) in batch.into_iter().zip(answers) {
