@@ -11,7 +11,8 @@
 --          5 stream id, for the log
 --          6.. five for each event: id, its form in the index, type, data, metadata
 -- RETURNS  a line for each append: version of the first event, version of the last, position of the last, 1 if they were
---          there already, else 0; or an error. (One text: to Redis each number of a list is as dear as the whole of it.)
+--          there already, else 0, and where this call added them its time, in ms since 1970, as it stands in the events;
+--          or an error. (One text: to Redis each number of a list is as dear as the whole of it.)
 -- ERRORS   WRONGVERSION <version>   the condition does not hold
 --          TOMBSTONED deleted       the stream was deleted for ever
 --          IDREUSED <index>         the event's id stands in the stream with another type or other data
@@ -227,7 +228,7 @@ local function add(append, shared)
     position = add_pointer(shared.log, append.stream, first + i - 1, kind, position + 1)
   end
   shared.position = position
-  return line(first, first + count - 1, position, 0)
+  return line(first, first + count - 1, position, 0) .. ' ' .. now
 end
 
 -- What all appends of a call share, so that it is looked up once: the time, whether any of their streams has an index,

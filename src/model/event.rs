@@ -93,6 +93,13 @@ impl NewEvent<'_> {
     pub fn bytes(&self) -> usize {
         self.data.get().len() + self.metadata.len()
     }
+
+    /// The event as it is stored there and then, in memory of its own.
+    #[must_use]
+    pub fn stored(&self, stream: &StreamId, version: Version, position: Position, timestamp_ms: u64) -> Event {
+        let [id, kind, data, metadata] = together([self.id.as_str(), &self.kind, self.data.get(), &self.metadata]);
+        Event { stream: stream.clone(), version, position, id, kind, timestamp_ms, data, metadata }
+    }
 }
 
 /// What makes a repeated append harmless.
@@ -105,6 +112,17 @@ pub enum Retry {
     ByKey(EventId),
     /// The service made the ids: only its own repeat within the same request can know them.
     ByService,
+}
+
+/// Copies parts into one piece of memory.
+fn together<const N: usize>(parts: [&str; N]) -> [ByteString; N] {
+    let all = ByteString::from(parts.concat());
+    let mut rest = &*all;
+    parts.map(|part| {
+        let (own, behind) = rest.split_at(part.len());
+        rest = behind;
+        all.slice_ref(own)
+    })
 }
 
 /// A stored event. Never changes. Its parts may be slices of what came with it.
@@ -132,14 +150,7 @@ impl Event {
     /// The same in memory of its own, for whoever keeps it: a slice holds all that it is one of.
     #[must_use]
     pub fn detached(&self) -> Self {
-        let parts = [&self.id, &self.kind, &self.data, &self.metadata];
-        let all = ByteString::from(parts.map(|part| &**part).concat());
-        let mut rest = &*all;
-        let [id, kind, data, metadata] = parts.map(|part| {
-            let (own, behind) = rest.split_at(part.len());
-            rest = behind;
-            all.slice_ref(own)
-        });
+        let [id, kind, data, metadata] = together([&self.id, &self.kind, &self.data, &self.metadata]);
         Self { stream: self.stream.clone(), id, kind, data, metadata, ..*self }
     }
 

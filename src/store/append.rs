@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use crate::{
-    model::{Condition, Durability, Error, NewEvent, Partition, Position, Retry, StreamId, Version},
+    model::{Condition, Durability, Error, Event, NewEvent, Partition, Position, Retry, StreamId, Version},
     store::{
         StartError, Store,
         append_call::{Answer, AppendCall},
@@ -42,6 +42,17 @@ struct Append<'a> {
     events: &'a [NewEvent<'a>],
 }
 
+impl Append<'_> {
+    /// Its events, as they were added at this time.
+    fn stored(&self, appended: &Appended, time: u64) -> impl Iterator<Item = Event> {
+        let Appended { first_version, position, .. } = *appended;
+        let first = position.minus(self.events.len() as u64).plus(1);
+        (0..)
+            .zip(self.events)
+            .map(move |(step, event)| event.stored(self.stream, first_version.plus(step), first.plus(step), time))
+    }
+}
+
 impl Store {
     /// Appends events, all or none, if the condition holds. `asked` may raise the level of durability that every append
     /// reaches.
@@ -67,6 +78,8 @@ impl Store {
         let began = Instant::now();
         let deadline = began + self.0.timeout;
         let (mut lost, mut pauses) = (false, Pauses::until(deadline));
+        let tail = &self.0.tails[usize::from(partition.get())];
+        let followed = tail.followed();
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
             let primary = self.0.connections.primary(partition);
@@ -90,8 +103,13 @@ impl Store {
                 },
                 Ok(Answered { answer: Answer::Strange(reply), .. }) => Error::Corrupt(format!("es_append: {reply:?}")),
                 Ok(Answered { answer: Answer::Line(line), confirmed }) => match appended(&line, plan.reached) {
-                    Ok(appended) if confirmed => return Ok(appended),
-                    Ok(Appended { first_version, version, .. }) => {
+                    Ok((appended, added)) if confirmed => {
+                        if let (Some(session), Some(time)) = (followed, added) {
+                            tail.offer(session, append.stored(&appended, time));
+                        }
+                        return Ok(appended);
+                    }
+                    Ok((Appended { first_version, version, .. }, _)) => {
                         primary.server.look_again();
                         return Err(Error::DurabilityUnconfirmed { first_version, version });
                     }
@@ -182,19 +200,20 @@ fn condition_text(condition: &Condition) -> String {
     }
 }
 
-/// A line of the answer: four numbers, or an error.
-fn appended(line: &str, durability: Durability) -> Result<Appended, Error> {
+/// A line of the answer: numbers, or an error. Where the call added the events, the last number is their time.
+fn appended(line: &str, durability: Durability) -> Result<(Appended, Option<u64>), Error> {
     let mut numbers = line.split(' ').map(|word| word.parse().ok());
     let mut number = || numbers.next().flatten();
     let (Some(first), Some(last), Some(position), Some(duplicate)) = (number(), number(), number(), number()) else {
         let (code, details) = line.split_once(' ').unwrap_or((line, ""));
         return Err(errors::meaning(code, details));
     };
-    Ok(Appended {
+    let appended = Appended {
         first_version: Version::new(first).unwrap_or_default(),
         version: Version::new(last).unwrap_or_default(),
         position: Position::new(position).unwrap_or_default(),
         duplicate: duplicate == 1,
         durability,
-    })
+    };
+    Ok((appended, number()))
 }

@@ -21,6 +21,7 @@ mod log;
 mod look;
 mod metrics;
 mod migrations;
+mod pace;
 mod packed;
 mod pointers;
 mod primary;

@@ -11,6 +11,8 @@ use crate::{
     },
 };
 
+/// Commands of a proof that a mark still stands.
+const PROOF: usize = 2;
 /// Log entries that are looked at together for the first event that was not removed.
 const FIRST_PIECE: usize = 20;
 /// Most log entries looked at in one call, whatever a filter leaves of them: Redis does nothing else meanwhile.
@@ -25,6 +27,14 @@ pub(super) struct Pointer {
     pub(super) kind: String,
 }
 
+impl Pointer {
+    /// Whether it is that of an event.
+    pub(super) fn names(&self, event: &Event) -> bool {
+        let Self { position, stream, version, kind } = self;
+        (*position, *version) == (event.position, event.version) && *stream == event.stream && **kind == *event.kind
+    }
+}
+
 /// An entry of the log with the fingerprint of its event: while it stands there, so does all before it.
 pub(super) struct Mark {
     pointer: Pointer,
@@ -32,10 +42,10 @@ pub(super) struct Mark {
 }
 
 impl Mark {
-    /// Of the last of these pointers, whose events, as far as they were not removed, are given too.
-    pub(super) fn of(pointers: Vec<Pointer>, events: &[Event]) -> Option<Self> {
+    /// Of the last of these pointers. The last of their events that was not removed is given too.
+    pub(super) fn of(pointers: Vec<Pointer>, event: Option<&Event>) -> Option<Self> {
         let pointer = pointers.into_iter().next_back()?;
-        let event = events.last().filter(|event| event.position == pointer.position);
+        let event = event.filter(|event| event.position == pointer.position);
         Some(Self { fingerprint: event.map_or(Fingerprint::REMOVED, |event| Fingerprint::of(&event.id)), pointer })
     }
 
@@ -164,18 +174,31 @@ impl Store {
         mark: &Mark,
         pointers: &[Pointer],
     ) -> Result<Vec<Event>, Error> {
-        let own = std::slice::from_ref(&mark.pointer);
-        let mut commands = Pipeline::with_capacity(pointers.len() + 2);
-        let id = format!("0-{}", mark.pointer.position);
-        commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(&id).arg(&id);
-        self.add_events(&mut commands, partition, own);
+        let mut commands = Pipeline::with_capacity(pointers.len() + PROOF);
+        self.add_proof(&mut commands, partition, mark);
         self.add_events(&mut commands, partition, pointers);
         let replies = self.0.connections.read(partition, &commands).await?;
-        let (replies, rest) = replies.split_at(replies.len().min(2));
-        let event = self.events_of(own, &replies[1..])?.pop();
+        let (proof, rest) = replies.split_at(replies.len().min(PROOF));
+        self.check_proof(mark, proof)?;
+        self.events_of(pointers, rest)
+    }
+
+    /// Adds the commands whose replies tell whether a mark still stands.
+    pub(super) fn add_proof(&self, commands: &mut Pipeline, partition: Partition, mark: &Mark) {
+        let id = format!("0-{}", mark.pointer.position);
+        commands.cmd("XRANGE").arg(self.0.keys.log(partition)).arg(&id).arg(&id);
+        self.add_events(commands, partition, std::slice::from_ref(&mark.pointer));
+    }
+
+    /// That a mark still stands, by these replies.
+    ///
+    /// # Errors
+    /// [`Error::HistoryDiverged`] where it does not.
+    pub(super) fn check_proof(&self, mark: &Mark, replies: &[Reply]) -> Result<(), Error> {
         let there = log_entries(replies.first())?.pop();
+        let event = self.events_of(std::slice::from_ref(&mark.pointer), replies.get(1..).unwrap_or_default())?.pop();
         if there.as_ref() == Some(&mark.pointer) && event.is_none_or(|event| mark.fingerprint.fits(&event.id)) {
-            return self.events_of(pointers, rest);
+            return Ok(());
         }
         Err(Error::HistoryDiverged { head: there.map_or(Position::ZERO, |pointer| pointer.position) })
     }
@@ -203,7 +226,7 @@ impl Store {
         commands.cmd("XREVRANGE").arg(self.0.keys.log(partition)).arg(from).arg("-").arg("COUNT").arg(1);
         let pointers = log_entries(self.0.connections.read(partition, &commands).await?.first())?;
         let events = self.resolve(partition, &pointers).await?;
-        Ok(Mark::of(pointers, &events))
+        Ok(Mark::of(pointers, events.last()))
     }
 
     /// The place of the same.

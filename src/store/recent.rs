@@ -1,16 +1,22 @@
 //! The newest events of a partition, fetched once for all who follow it.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
 
-use crate::model::{Event, Fingerprint, Position, StreamId, Version, put_on_one_line};
+use crate::{
+    model::{Event, Fingerprint, Position, StreamId, Version, put_on_one_line},
+    store::pointers::Pointer,
+};
 
 /// Most events that are kept.
 const EVENTS_MAX: usize = 4_096;
+/// Most events that wait until the log tells of them, and the longest, in bytes: others are fetched.
+const OWN_MAX: usize = 512;
+const OWN_BYTES_MAX: usize = 16 * 1024;
 
 /// An event on its way to those who follow.
 #[derive(Debug)]
@@ -49,13 +55,15 @@ pub(super) struct Recent {
     events: VecDeque<Arc<LiveEvent>>,
     bytes: usize,
     bytes_max: usize,
+    /// What this instance itself has appended, and the log has not told of yet.
+    own: BTreeMap<Position, Arc<LiveEvent>>,
 }
 
 impl Recent {
     /// Keeps events of at most so many bytes in all.
     pub(super) fn new(bytes_max: usize) -> Self {
         let (from, to) = (Position::ZERO, Position::ZERO);
-        Self { session: 0, from, to, events: VecDeque::new(), bytes: 0, bytes_max }
+        Self { session: 0, from, to, events: VecDeque::new(), bytes: 0, bytes_max, own: BTreeMap::new() }
     }
 
     pub(super) fn session(&self) -> u64 {
@@ -83,6 +91,22 @@ impl Recent {
         (self.from, self.to, self.bytes) = (at, at, 0);
         // Also gives the memory back.
         self.events = VecDeque::new();
+        self.own = BTreeMap::new();
+    }
+
+    /// Keeps an event that was appended in a session, so that it need not be fetched.
+    pub(super) fn offer(&mut self, session: u64, live: Arc<LiveEvent>) {
+        let wanted = session == self.session && live.event.position > self.to;
+        if wanted && self.own.len() < OWN_MAX && live.line.len() <= OWN_BYTES_MAX {
+            self.own.insert(live.event.position, live);
+        }
+    }
+
+    /// The events that pointers name; `None` unless all of them were offered.
+    pub(super) fn offered(&self, pointers: &[Pointer]) -> Option<Vec<Arc<LiveEvent>>> {
+        let found =
+            |pointer: &Pointer| self.own.get(&pointer.position).filter(|live| pointer.names(&live.event)).cloned();
+        pointers.iter().map(found).collect()
     }
 
     /// Takes in what comes next, up to this position.
@@ -97,6 +121,7 @@ impl Recent {
             self.from = oldest.event.position;
         }
         self.to = to;
+        self.own = self.own.split_off(&to.plus(1));
     }
 
     /// Whether all that came after this position in this session is here.
@@ -156,6 +181,33 @@ mod tests {
         recent.end_session();
         assert!(!recent.covers(session, Position::ZERO.plus(5)));
         assert_eq!(recent.after(Position::ZERO).count(), 0, "nobody is given what was seen then");
+    }
+
+    #[test]
+    fn what_was_offered_is_given_to_its_own_pointer() {
+        let mut recent = Recent::new(1_000_000);
+        recent.begin_session(Position::ZERO.plus(3));
+        let session = recent.session();
+        let [old, one, two, other] = [event(3, "a", 1), event(4, "a", 2), event(5, "b", 1), event(5, "c", 1)];
+        for live in [&old, &one, &two] {
+            recent.offer(session, Arc::clone(live));
+        }
+        let offered = |recent: &Recent, events: &[&Arc<LiveEvent>]| {
+            let pointer = |live: &&Arc<LiveEvent>| {
+                let Event { position, stream, version, kind, .. } = live.event.clone();
+                Pointer { position, stream, version, kind: kind.to_string() }
+            };
+            let pointers: Vec<_> = events.iter().map(pointer).collect();
+            recent.offered(&pointers).map(|events| events.len())
+        };
+        assert_eq!(offered(&recent, &[&one, &two]), Some(2));
+        assert_eq!(offered(&recent, &[&old]), None, "it was told before");
+        assert_eq!(offered(&recent, &[&one, &other]), None, "an event of another stream is there");
+        recent.extend([one.clone()], Position::ZERO.plus(4));
+        assert_eq!((offered(&recent, &[&one]), offered(&recent, &[&two])), (None, Some(1)));
+        recent.end_session();
+        recent.offer(session, two.clone());
+        assert_eq!(offered(&recent, &[&two]), None, "it may be of another history");
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::{
     store::{
         Connections, Inner, Store,
         grown::Grown,
+        pace::Pace,
         pointers::{self, Mark, Pointer},
         primary::{Primary, silent},
         read::{PAGE_BYTES, entry_number},
@@ -38,13 +39,9 @@ const COUNT: usize = 1_000;
 /// Pause before a broken connection is opened again; doubled with each further one, and half of it is chance.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// From so many entries in one XREAD on the log is busy: then many are fetched at once and told once, for every follower
-/// that is woken costs the time of an append. The pause is for each follower, and in all no more than the most.
-const BUSY: usize = 16;
-const BUSY_PAUSE: Duration = Duration::from_micros(50);
-const BUSY_PAUSE_MAX: Duration = Duration::from_millis(5);
-/// How long the log may be silent before it is asked whether it is still the same.
-const CHECK: Duration = Duration::from_secs(5);
+/// How often requests that this instance carries out get their turn to leave the events that they appended, before those
+/// are fetched.
+const TURNS: usize = 3;
 /// What the recent events of all partitions may take together, in bytes; but those of one no less than the minimum.
 const RECENT_BYTES: usize = 64 * 1024 * 1024;
 const RECENT_BYTES_MIN: usize = 4 * 1024 * 1024;
@@ -70,6 +67,10 @@ struct Shared {
 impl Shared {
     fn bells(&self) -> MutexGuard<'_, HashMap<StreamId, watch::Sender<()>>> {
         self.bells.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recent(&self) -> RwLockReadGuard<'_, Recent> {
+        self.recent.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn change_recent(&self, change: impl FnOnce(&mut Recent)) {
@@ -109,7 +110,7 @@ pub(super) struct Following {
 
 impl Following {
     pub(super) fn recent(&self) -> RwLockReadGuard<'_, Recent> {
-        self.shared.recent.read().unwrap_or_else(PoisonError::into_inner)
+        self.shared.recent()
     }
 }
 
@@ -186,6 +187,17 @@ impl Tail {
         Following { shared: Arc::clone(&self.shared) }
     }
 
+    /// The reader's session, while anybody follows.
+    pub(super) fn followed(&self) -> Option<u64> {
+        (self.shared.followers.load(Ordering::Acquire) > 0).then(|| self.shared.recent().session())
+    }
+
+    /// Leaves events that were appended since this session was asked for to those who follow.
+    pub(super) fn offer(&self, session: u64, events: impl Iterator<Item = Event>) {
+        let events: Vec<_> = events.map(LiveEvent::new).collect();
+        self.shared.change_recent(|recent| events.into_iter().for_each(|live| recent.offer(session, live)));
+    }
+
     /// Follows one stream: whatever happens in others wakes nobody.
     pub(super) fn follow_stream(&self, stream: &StreamId) -> Bell {
         let following = self.follow();
@@ -242,15 +254,21 @@ impl Reader {
         self.shared.change_recent(|recent| recent.begin_session(at));
         self.tell_all();
         *pause = PAUSE;
-        let (mut places, mut checked) = ([format!("0-{at}"), woken], Instant::now());
+        let (mut places, mut pace) = ([format!("0-{at}"), woken], Pace::new(Instant::now()));
         // Whether `mark` is that of the last entry seen.
         let mut known = true;
         while self.shared.waiters.load(Ordering::Acquire) > 0 {
-            let reply = self.block(&wire, &primary, &places).await.map_err(|error| {
+            // A log that was emptied and began anew is silent until it has as many entries as before.
+            let standing = mark.as_ref().filter(|_| known);
+            let commands = self.blocking(&places, standing)?;
+            let replies = self.send(&wire, &primary, &commands).await.map_err(|error| {
                 self.connections.failed(self.partition, &error, &primary);
                 unavailable(&error)
             })?;
-            let news = self.wake(&reply, &mut places)?;
+            let news = self.wake(&replies[0], &mut places)?;
+            if let Some(mark) = standing {
+                self.store()?.check_proof(mark, &replies[1..])?;
+            }
             let followed = self.shared.followers.load(Ordering::Acquire) > 0;
             if !followed && news.is_some() {
                 let to = entry_number(&places[0]).and_then(Position::new).unwrap_or_default();
@@ -261,30 +279,31 @@ impl Reader {
                 return Ok(());
             } else if let Some(mut news) = news {
                 let news = pointers::listed(&mut news)?;
-                let busy = news.len() >= BUSY;
+                let pause = pace.pause(news.len(), self.shared.followers.load(Ordering::Acquire), Instant::now());
                 mark = self.take_in(mark, news).await?;
-                if busy {
-                    tokio::time::sleep(self.busy_pause()).await;
+                if let Some(pause) = pause {
+                    tokio::time::sleep(pause).await;
                 }
-                checked = Instant::now();
-            } else if known && checked.elapsed() >= CHECK {
-                // A log that was emptied and began anew is silent until it has as many entries as before.
-                self.check(mark.as_ref()).await?;
-                checked = Instant::now();
             }
         }
         Ok(())
     }
 
-    /// Waits for entries behind these places.
-    async fn block(&self, wire: &Wire, primary: &Primary, places: &[String; 2]) -> RedisResult<Reply> {
-        let mut commands = Pipeline::with_capacity(1);
+    /// Waits for entries behind these places. What Redis does next, before it answers, is to tell whether the mark stands.
+    fn blocking(&self, places: &[String; 2], mark: Option<&Mark>) -> Result<Pipeline, Error> {
+        let mut commands = Pipeline::with_capacity(3);
         let command = commands.cmd("XREAD").arg("COUNT").arg(COUNT).arg("BLOCK").arg(BLOCK_MS);
         command.arg("STREAMS").arg(&self.keys).arg(places);
-        let replies = primary.server.while_primary(wire.send(&commands));
+        if let Some(mark) = mark {
+            self.store()?.add_proof(&mut commands, self.partition, mark);
+        }
+        Ok(commands)
+    }
+
+    async fn send(&self, wire: &Wire, primary: &Primary, commands: &Pipeline) -> RedisResult<Vec<Reply>> {
+        let replies = primary.server.while_primary(wire.send(commands));
         let replies = tokio::time::timeout(PATIENCE, replies).await.map_err(|_| silent())??;
-        let reply = replies.into_iter().next().ok_or_else(silent)?;
-        reply.error().map_or(Ok(reply), |error| Err(error.into()))
+        replies.iter().find_map(Reply::error).map_or(Ok(replies), |error| Err(error.into()))
     }
 
     /// Moves the places on, and wakes those who wait. Answers with the list of new entries of the log, where there are some.
@@ -302,37 +321,48 @@ impl Reader {
         Ok(news)
     }
 
-    fn busy_pause(&self) -> Duration {
-        let followers = u32::try_from(self.shared.followers.load(Ordering::Acquire)).unwrap_or(u32::MAX);
-        BUSY_PAUSE.saturating_mul(followers).min(BUSY_PAUSE_MAX)
-    }
-
     fn store(&self) -> Result<Store, Error> {
         self.inner.upgrade().map(Store).ok_or_else(|| Error::Unavailable("the store is closed".to_owned()))
     }
 
-    async fn check(&self, mark: Option<&Mark>) -> Result<(), Error> {
-        match mark {
-            Some(mark) => self.store()?.resolve_behind(self.partition, mark, &[]).await.map(drop),
-            None => Ok(()),
+    /// What is new, where this instance itself has appended all of it.
+    async fn own(&self, pointers: &[Pointer]) -> Option<Vec<Arc<LiveEvent>>> {
+        for _ in 0..TURNS {
+            if let Some(own) = self.shared.recent().offered(pointers) {
+                return Some(own);
+            }
+            tokio::task::yield_now().await;
         }
+        None
     }
 
-    /// Fetches what is new, and tells those who follow. Answers with the mark of the last.
+    async fn fetch(
+        &self,
+        store: &Store,
+        mark: Option<&Mark>,
+        pointers: &[Pointer],
+    ) -> Result<Vec<Arc<LiveEvent>>, Error> {
+        let events = match mark {
+            Some(mark) => store.resolve_behind(self.partition, mark, pointers).await?,
+            None => store.resolve(self.partition, pointers).await?,
+        };
+        Ok(events.iter().map(Event::detached).map(LiveEvent::new).collect())
+    }
+
+    /// Takes in what is new, and tells those who follow. Answers with the mark of the last.
     async fn take_in(&self, mut mark: Option<Mark>, mut pointers: Vec<Pointer>) -> Result<Option<Mark>, Error> {
         let store = self.store()?;
         while !pointers.is_empty() {
             let rest = pointers.split_off(store.piece(PAGE_BYTES, &[]).min(pointers.len()));
             let piece = std::mem::replace(&mut pointers, rest);
-            let events = match &mark {
-                Some(mark) => store.resolve_behind(self.partition, mark, &piece).await?,
-                None => store.resolve(self.partition, &piece).await?,
+            let events = match self.own(&piece).await {
+                Some(own) => own,
+                None => self.fetch(&store, mark.as_ref(), &piece).await?,
             };
             let to = piece.last().map_or(Position::ZERO, |pointer| pointer.position);
             let streams: Vec<StreamId> = piece.iter().map(|pointer| pointer.stream.clone()).collect();
-            mark = Mark::of(piece, &events);
-            let kept = events.iter().map(Event::detached).map(LiveEvent::new);
-            self.shared.change_recent(|recent| recent.extend(kept, to));
+            mark = Mark::of(piece, events.last().map(|live| &live.event));
+            self.shared.change_recent(|recent| recent.extend(events, to));
             self.tell(&streams);
             // Those who follow go first: what is read next can only come to them after this.
             tokio::task::yield_now().await;

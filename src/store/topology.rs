@@ -3,7 +3,11 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use crc::{CRC_16_XMODEM, Crc};
-use futures::{StreamExt as _, future::join_all, stream};
+use futures::{
+    StreamExt as _,
+    future::{join_all, ready},
+    stream,
+};
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, FromRedisValue, Pipeline, RedisResult, Value, aio::MultiplexedConnection,
 };
@@ -71,7 +75,7 @@ async fn ask_cluster(
             None => return Err(no_primary(address, said)),
         }
     };
-    let others = answers.filter_map(async |answer| answer.ok()).take(ASKED - 1).take_until(sleep(HEARD));
+    let others = answers.filter_map(|answer| ready(answer.ok())).take(ASKED - 1).take_until(sleep(HEARD));
     Ok(stream::iter([first]).chain(others).collect().await)
 }
 

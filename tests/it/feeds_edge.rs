@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -231,4 +232,52 @@ test_app! {
         }
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
+}
+
+/// What an instance appended itself is passed on without being fetched, what another did is not; both as they are stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_told_is_what_is_stored() {
+    let app = TestApp::start(2).await;
+    let other = TestApp::start_on(Arc::clone(&app.redis), 2).await;
+    let mut feeds = [Feed::open(&app, "/events", None).await, Feed::open(&other, "/events", None).await];
+    for feed in &mut feeds {
+        feed.until_caught_up().await;
+    }
+    let trace = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let key = ("idempotency-key", "\"k-1\"");
+    let bodies = [
+        r#"{"events":[{"type":"a","data":{"n" : 1.50}}]}"#,
+        r#"{"events":[{"type":"a","data":[]},{"type":"ü","data":"x\ny","metadata":{"who":"ada"}},{"type":"c","data":null}]}"#,
+        r#"{"events":[{"type":"a","data":{},"id":"i-1"},{"type":"b","data":{},"id":"i-2"}]}"#,
+    ];
+    for stream in ["s-1", "s-2", "s-3", "s-4"] {
+        for (n, headers) in [(0, &[][..]), (1, &[trace]), (2, &[]), (0, &[key])] {
+            for instance in [&app, &other] {
+                // With ids or a key the second is a repeat.
+                let answer = instance.append_with(stream, headers, bodies[n]).await;
+                assert!([200, 201].contains(&answer.status.as_u16()));
+            }
+        }
+    }
+    for feed in &mut feeds {
+        for event in feed.events(4 * (2 + 6 + 2 + 1)).await {
+            let path = format!("/streams/{}/events/{}", event["stream"].as_str().unwrap(), event["version"]);
+            assert_eq!(event, app.get(&path).await.expect(200).json());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_ones_own_is_not_fetched() {
+    let app = TestApp::start(1).await;
+    let mut feed = Feed::open(&app, "/events", None).await;
+    feed.until_caught_up().await;
+    let before = app.redis.calls_of("xrange").await;
+    for n in 1..=40 {
+        append(&app, "s-1", "x", 1).await;
+        assert_eq!(name(&feed.event().await), format!("s-1@{n}"));
+    }
+    // Two each for the proof that history is still the same, and three where the log told of it before the answer came.
+    let cost = app.redis.calls_of("xrange").await - before;
+    assert!(cost < 40 * 2 + 20 * 3, "{cost} reads for forty events");
 }
