@@ -307,7 +307,7 @@ fn answer(app: &App, stream: StreamId, partition: Partition, events: &[NewEvent<
     let cursor = Cursor::after(partition, position, last_id, app.store.partitions()).token();
     let status = if duplicate { StatusCode::OK } else { StatusCode::CREATED };
     // Relative to the address of the request (RFC 9110 §10.2.2), so that it is right behind any prefix.
-    let location = HeaderValue::from_str(&format!("events/{first_version}")).expect("digits are ASCII");
+    let location = HeaderValue::try_from(format!("events/{first_version}")).expect("digits are ASCII");
     let durability = HeaderValue::from_static(durability.as_str());
     let headers = [(header::ETAG, etag(version)), (header::LOCATION, location), (DURABILITY, durability)];
     let result =

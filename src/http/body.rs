@@ -123,6 +123,9 @@ fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     // Two types are none: nobody knows which one was meant.
     let one = types.next().filter(|_| types.next().is_none());
     let text = one.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if text == "application/json" {
+        return Ok(());
+    }
     let mut parts = text.split(';').map(|part| part.trim().to_ascii_lowercase());
     let json = parts.next().is_some_and(|media| media == "application/json");
     let utf8 = parts.all(|part| part.strip_prefix("charset=").is_none_or(|set| set.trim_matches('"') == "utf-8"));

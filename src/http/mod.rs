@@ -245,5 +245,5 @@ fn admin_routes() -> OpenApiRouter<App> {
 
 /// The strong entity tag of a version.
 fn etag(version: Version) -> HeaderValue {
-    HeaderValue::from_str(&format!("\"{version}\"")).expect("digits and quotes are ASCII")
+    HeaderValue::try_from(format!("\"{version}\"")).expect("digits and quotes are ASCII")
 }

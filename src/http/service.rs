@@ -97,17 +97,21 @@ fn layered<B: RequestBody>(router: Router, guard: Guard, cors: Option<CorsLayer>
     let guarded = service_fn(move |request: Request<B>| {
         let (router, guard) = (router.clone(), Arc::clone(&guard));
         // Boxed, or each layer would hold it once more and move it.
-        Box::pin(async move { Ok::<_, Infallible>(guarded(router, &guard, request).await) })
+        Box::pin(guarded(router, guard, request).map(Ok::<_, Infallible>))
     });
-    // A page may see that it was refused, and asks without credentials what it may.
-    let router = ServiceBuilder::new().option_layer(cors).service(guarded);
+    // A page may see that it was refused, and asks without credentials what it may. Shared, for a request is not to have
+    // room for all that the layer knows.
+    let router = Arc::new(ServiceBuilder::new().option_layer(cors).service(guarded));
     let answered = service_fn(move |request: Request<B>| {
-        let (router, around) = (router.clone(), Arc::clone(&around));
+        let (router, around) = (Arc::clone(&router), Arc::clone(&around));
         async move {
             let accepted = request.headers().get_all(header::ACCEPT_ENCODING).iter().cloned().collect();
             let response =
-                request::envelope(request, &around.addresses, &around.metrics, |request| routed(router, request)).await;
-            Ok(if compress().should_compress(&response) { compressed(response, accepted).await } else { response })
+                request::envelope(request, &around.addresses, &around.metrics, |request| routed(&*router, request))
+                    .await;
+            let compresses = compress().should_compress(&response);
+            // Boxed: few answers need the room.
+            Ok(if compresses { Box::pin(compressed(response, accepted)).await } else { response })
         }
     });
     ServiceBuilder::new().map_request(request::without_refused_identity).service(answered)
@@ -134,13 +138,17 @@ async fn compressed(response: Response, accepted: Vec<HeaderValue>) -> Response 
 }
 
 /// The router's answer; that to a panic, where a handler panicked.
-async fn routed<B: RequestBody>(router: impl Answers<B>, request: Request<B>) -> Response {
-    let answer = answered(router, request);
-    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(panicked)
+fn routed<B: RequestBody, R: Answers<B>>(
+    router: &R,
+    request: Request<B>,
+) -> impl Future<Output = Response> + use<B, R> {
+    let answer = AssertUnwindSafe(answered(router.clone(), request)).catch_unwind();
+    answer.map(|answer| answer.unwrap_or_else(panicked))
 }
 
-async fn answered<B: RequestBody>(router: impl Answers<B>, request: Request<B>) -> Response {
-    router.oneshot(request).await.unwrap_or_else(|never| match never {})
+/// The router's answer. (An async function would keep the request beside what becomes of it. Routers are always ready.)
+fn answered<B: RequestBody>(mut router: impl Answers<B>, request: Request<B>) -> impl Future<Output = Response> {
+    router.call(request).map(|answer| answer.unwrap_or_else(|never| match never {}))
 }
 
 /// Who lets requests in, to what, and how many, and counts them.
@@ -176,7 +184,7 @@ impl Guard {
 }
 
 /// The router's answer to whoever may have it; who asked comes with it, for the log.
-async fn guarded<B: RequestBody>(router: Router, guard: &Guard, mut request: Request<B>) -> Response {
+async fn guarded<B: RequestBody>(router: Router, guard: Arc<Guard>, mut request: Request<B>) -> Response {
     let grant = match guard.admit(&mut request) {
         Ok(grant) => grant,
         Err(problem) => return problem.into_response(),

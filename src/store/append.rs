@@ -196,7 +196,16 @@ fn condition_text(condition: &Condition) -> String {
         Condition::Any => String::new(),
         Condition::NoStream => "none".to_owned(),
         Condition::Exists => "exists".to_owned(),
-        Condition::OneOf(versions) => versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        Condition::OneOf(versions) => {
+            let (mut text, mut number) = (String::new(), itoa::Buffer::new());
+            for version in versions {
+                if !text.is_empty() {
+                    text.push(',');
+                }
+                text.push_str(number.format(version.get()));
+            }
+            text
+        }
     }
 }
 

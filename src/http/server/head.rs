@@ -32,19 +32,20 @@ impl LengthFields {
     /// Takes the bytes that follow on those before, and tells how many such fields there are so far. What comes after
     /// the head is not looked at.
     pub fn read(&mut self, bytes: &[u8]) -> usize {
-        for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let ends = line.ends_with(b"\n");
-            match self.part {
-                Part::End => break,
-                _ if ends && self.line.is_empty() => self.read_line(line),
-                _ => {
-                    let room = LINE_START - self.line.len();
-                    self.line.extend_from_slice(&line[..line.len().min(room)]);
-                    if ends {
-                        let line = std::mem::take(&mut self.line);
-                        self.read_line(&line);
-                    }
-                }
+        let mut rest = bytes;
+        while !rest.is_empty() && self.part != Part::End {
+            let end = memchr::memchr(b'\n', rest);
+            let (line, behind) = rest.split_at(end.map_or(rest.len(), |end| end + 1));
+            rest = behind;
+            if end.is_some() && self.line.is_empty() {
+                self.read_line(line);
+                continue;
+            }
+            let room = LINE_START - self.line.len();
+            self.line.extend_from_slice(&line[..line.len().min(room)]);
+            if end.is_some() {
+                let line = std::mem::take(&mut self.line);
+                self.read_line(&line);
             }
         }
         self.count

@@ -41,7 +41,6 @@ use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
 };
-use tower::ServiceExt as _;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -216,10 +215,10 @@ async fn serve_on(
         let has_body = !request.body().is_end_stream();
         // hyper leaves out the body of an answer to HEAD in HTTP/1 alone.
         let without_body = request.version() == Version::HTTP_2 && request.method() == Method::HEAD;
-        let service = service.clone();
-        // hyper keeps room for this as long as the connection lives: of each feed, and of each idle connection.
-        Box::pin(async move {
-            let mut response = service.oneshot(request).await.unwrap_or_else(|never| match never {});
+        // hyper keeps room for this as long as the connection lives: of each feed, and of each idle connection. As an async
+        // block it would have room for the request twice.
+        Box::pin(service.clone().call(request).map(move |response| {
+            let mut response = response.unwrap_or_else(|never| match never {});
             if without_body {
                 *response.body_mut() = Body::empty();
             }
@@ -227,7 +226,7 @@ async fn serve_on(
                 work.leaves_body_unread();
             }
             Ok::<_, Infallible>(response.map(|body| AtWork { body, pieces: Pieces::of_task(), _work: work }))
-        })
+        }))
     });
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let ended = tokio::select! {
