@@ -79,7 +79,7 @@ impl Store {
         let deadline = began + self.0.timeout;
         let (mut lost, mut pauses) = (false, Pauses::until(deadline));
         let tail = &self.0.tails[usize::from(partition.get())];
-        let followed = tail.followed();
+        let followed = tail.session(bytes);
         loop {
             let again = lost.then(|| began.elapsed() + CLOCK_SLACK);
             let primary = self.0.connections.primary(partition);

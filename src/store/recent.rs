@@ -14,9 +14,8 @@ use crate::{
 
 /// Most events that are kept.
 const EVENTS_MAX: usize = 4_096;
-/// Most events that wait until the log tells of them, and the longest, in bytes: others are fetched.
+/// Most events that wait until the log tells of them; further ones are fetched.
 const OWN_MAX: usize = 512;
-const OWN_BYTES_MAX: usize = 16 * 1024;
 
 /// An event on its way to those who follow.
 #[derive(Debug)]
@@ -97,7 +96,7 @@ impl Recent {
     /// Keeps an event that was appended in a session, so that it need not be fetched.
     pub(super) fn offer(&mut self, session: u64, live: Arc<LiveEvent>) {
         let wanted = session == self.session && live.event.position > self.to;
-        if wanted && self.own.len() < OWN_MAX && live.line.len() <= OWN_BYTES_MAX {
+        if wanted && self.own.len() < OWN_MAX {
             self.own.insert(live.event.position, live);
         }
     }

@@ -39,6 +39,8 @@ const COUNT: usize = 1_000;
 /// Pause before a broken connection is opened again; doubled with each further one, and half of it is chance.
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// An append of more bytes is fetched by those who follow, though this instance itself carried it out.
+const OWN_BYTES_MAX: usize = 64 * 1024;
 /// How often requests that this instance carries out get their turn to leave the events that they appended, before those
 /// are fetched.
 const TURNS: usize = 3;
@@ -187,9 +189,10 @@ impl Tail {
         Following { shared: Arc::clone(&self.shared) }
     }
 
-    /// The reader's session, while anybody follows.
-    pub(super) fn followed(&self) -> Option<u64> {
-        (self.shared.followers.load(Ordering::Acquire) > 0).then(|| self.shared.recent().session())
+    /// The reader's session, where anybody follows, and an append of so many bytes is to be left to them.
+    pub(super) fn session(&self, bytes: usize) -> Option<u64> {
+        let wanted = bytes <= OWN_BYTES_MAX && self.shared.followers.load(Ordering::Acquire) > 0;
+        wanted.then(|| self.shared.recent().session())
     }
 
     /// Leaves events that were appended since this session was asked for to those who follow.
