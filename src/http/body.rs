@@ -123,6 +123,7 @@ fn check_json_type(headers: &HeaderMap) -> Result<(), Problem> {
     // Two types are none: nobody knows which one was meant.
     let one = types.next().filter(|_| types.next().is_none());
     let text = one.and_then(|value| value.to_str().ok()).unwrap_or_default();
+    // As nearly all write it.
     if text == "application/json" {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! The newest events of a partition, fetched once for all who follow it.
+//! The newest events of a partition, taken in once for all who follow it: fetched, or kept since this instance itself
+//! appended them.
 
 use std::{
     collections::{BTreeMap, VecDeque},

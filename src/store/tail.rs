@@ -1,5 +1,5 @@
-//! One blocking reader for each partition, and only while somebody waits: it wakes all who do, and fetches each event
-//! once for all who follow.
+//! One blocking reader for each partition, and only while somebody waits: it wakes all who do, and takes in each event
+//! once for all who follow. What this instance itself appended it need not fetch.
 
 use std::{
     collections::HashMap,
@@ -330,6 +330,7 @@ impl Reader {
 
     /// What is new, where this instance itself has appended all of it.
     async fn own(&self, pointers: &[Pointer]) -> Option<Vec<Arc<LiveEvent>>> {
+        // Redis answers the append and this reader in the same moment, and the request may not have had its turn yet.
         for _ in 0..TURNS {
             if let Some(own) = self.shared.recent().offered(pointers) {
                 return Some(own);
